@@ -1,0 +1,1 @@
+"""Analysis: alignments, errors, scaling-law fits, memory traffic."""

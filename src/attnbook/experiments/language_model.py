@@ -1,0 +1,124 @@
+"""Character models of tinyshakespeare: nanoGPT's setting for a laptop, an LSTM beside it, and longer runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnbook import data
+from attnbook.data.text import CharacterText
+from attnbook.experiments.grid import Experiment
+from attnbook.models import Decoder, DecoderConfig, LSTMLanguageModel
+from attnbook.train import History, fit, token_loss
+
+# nanoGPT's README: block_size 64, batch_size 12, 4 layers, 4 heads, width 128, 2,000 iterations, no dropout, no biases.
+NANO = {"depth": 4, "width": 128, "context": 64, "batch_size": 12, "steps": 2000, "dropout": 0.0}
+LARGER = {"depth": 6, "width": 192, "context": 256, "batch_size": 16, "steps": 5000, "dropout": 0.1}
+
+
+def windows(text: CharacterText, context: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut the validation text into windows that do not overlap, and yield them in batches (inputs, targets)."""
+    count = (len(text.validation) - 1) // context
+    inputs = text.validation[: count * context].view(count, context)
+    targets = text.validation[1 : count * context + 1].view(count, context)
+    size = max(1, 16384 // context)
+    yield from zip(inputs.split(size), targets.split(size), strict=True)
+
+
+def validation_loss(model: nn.Module, text: CharacterText, context: int) -> float:
+    """Return the mean negative log-likelihood of the validation text, in nats a character, window by window."""
+    device = next(model.parameters()).device
+    total = count = 0
+    for batch in windows(text, context):
+        total += token_loss(model, tuple(part.to(device) for part in batch)).item() * batch[0].numel()
+        count += batch[0].numel()
+    return total / count
+
+
+def build(model: str, text: CharacterText, *, depth: int, width: int, context: int, dropout: float) -> nn.Module:
+    """Build a GPT (one head for each 32 components), or an LSTM."""
+    if model == "gpt":
+        return Decoder(
+            DecoderConfig(len(text.characters), context, width, depth, max(width // 32, 1), bias=False, dropout=dropout)
+        )
+    return LSTMLanguageModel(len(text.characters), width, depth=depth, dropout=dropout)
+
+
+def train(
+    model: nn.Module,
+    text: CharacterText,
+    *,
+    context: int,
+    batch_size: int,
+    steps: int,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    stop: int | None = None,
+    evaluate_every: int = 250,
+) -> History:
+    """Train in nanoGPT's manner: AdamW, β₂ = 0.99, decay 0.1, 100 steps of warm-up, cosine to a tenth, clipping at 1.
+
+    Args:
+        model: trained in place.
+        text: on its first 90 %.
+        context: length of a window.
+        batch_size: windows a step.
+        steps: length of the schedule.
+        learning_rate: the peak.
+        seed: of the windows.
+        stop: take only so many steps of the schedule; all by default.
+        evaluate_every: steps between validation losses.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    from attnbook.train import schedule
+
+    return fit(
+        model,
+        token_loss,
+        iter(lambda: text.batch("train", batch_size, context, generator), None),
+        steps=stop or steps,
+        learning_rate=learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.1,
+        schedule=schedule("cosine", steps=steps, warmup=100, final=0.1),
+        clip=1.0,
+        evaluate=lambda m: validation_loss(m, text, context),
+        evaluate_every=evaluate_every,
+    )
+
+
+def measure(*, model: str, learning_rate: float, seed: int, **shape: Any) -> dict[str, Any]:
+    """Train one model; return its curve, its size, and text that it wrote."""
+    from attnbook.models import generate
+    from attnbook.provenance import seed as set_seed
+
+    set_seed(seed)
+    text = data.load("tinyshakespeare")
+    run = {name: shape.pop(name) for name in ("batch_size", "steps")}
+    net = build(model, text, **shape)
+    history = train(net, text, context=shape["context"], learning_rate=learning_rate, seed=seed, **run)
+    prompt = text.encode("\n")[None].to(next(net.parameters()).device)
+    sample = generate(net, prompt, max_new_tokens=500, generator=torch.Generator(prompt.device).manual_seed(seed))
+    return {
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "validation": [[step, round(loss, 5)] for step, loss in history.evaluations],
+        "train": [round(sum(history.losses[i : i + 50]) / 50, 4) for i in range(0, len(history.losses), 50)],
+        "sample": text.decode(sample[0, 1:].cpu()),
+    }
+
+
+_LSTM = {**NANO, "depth": 2, "width": 222}
+EXPERIMENT = Experiment(
+    "language-model",
+    [
+        *({"model": "gpt", "learning_rate": 1e-3, "seed": seed, **NANO} for seed in range(3)),
+        *({"model": "lstm", "learning_rate": rate, "seed": 0, **_LSTM} for rate in (1e-3, 2e-3, 4e-3, 8e-3)),
+        *({"model": "lstm", "learning_rate": 4e-3, "seed": seed, **_LSTM} for seed in (1, 2)),
+        {"model": "gpt", "learning_rate": 1e-3, "seed": 0, **NANO, "batch_size": 32, "context": 128, "steps": 10000},
+        {"model": "gpt", "learning_rate": 1e-3, "seed": 0, **LARGER},
+    ],
+    measure,
+)

@@ -1,0 +1,191 @@
+"""The decoder-only Transformer: GPT-2's and Llama's shapes from one configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attnbook.cache import StaticCache
+from attnbook.layers import NORMS, TransformerBlock
+from attnbook.positions import RotaryEmbedding, sinusoidal
+from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
+
+POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a :class:`Decoder`. The defaults are GPT-2's manner; see :meth:`llama` for the other common one.
+
+    Attributes:
+        vocab_size: V.
+        context_length: the most positions that the model takes.
+        width: E.
+        depth: number of blocks.
+        num_heads: H.
+        num_kv_heads: Hkv; H by default.
+        hidden: width of the feed-forward networks; 4E by default.
+        position: "learned", "sinusoidal", "rotary" or "none".
+        norm: "layer" or "rms".
+        activation: "relu", "gelu" or "swiglu".
+        bias: give the projections biases.
+        tie: use the embedding as the output projection too ({cite}`press2017`).
+        dropout: of the embeddings, the weights and what each part adds.
+        init_std: standard deviation of the first weights; GPT-2's 0.02 suits widths near its own, 768.
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    hidden: int | None = None
+    position: str = "learned"
+    norm: str = "layer"
+    activation: str = "gelu"
+    bias: bool = True
+    tie: bool = True
+    dropout: float = 0.0
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "width", "depth", "num_heads"):
+            check_count(name, getattr(self, name))
+        check_choice("position", self.position, POSITIONS)
+
+    @classmethod
+    def llama(
+        cls, vocab_size: int, context_length: int, width: int, depth: int, num_heads: int, **changes
+    ) -> DecoderConfig:
+        """Return a configuration in Llama's manner: RMSNorm, rotary positions, SwiGLU, no biases."""
+        manner = {"position": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}
+        return cls(vocab_size, context_length, width, depth, num_heads, **{**manner, **changes})
+
+    def num_parameters(self, *, embeddings: bool = True) -> int:
+        """Count the parameters by formula.
+
+        Args:
+            embeddings: count the token and position embeddings (and an untied output projection) too.
+        """
+        E, bias = self.width, int(self.bias)
+        head_dim = E // self.num_heads
+        kv = (self.num_kv_heads or self.num_heads) * head_dim
+        hidden = self.hidden or 4 * E
+        up = 2 if self.activation == "swiglu" else 1
+        norm = 2 * E if self.norm == "layer" else E
+        attention = 2 * E * E + 2 * E * kv + bias * (2 * E + 2 * kv)
+        feed_forward = (up + 1) * E * hidden + bias * (up * hidden + E)
+        count = self.depth * (attention + feed_forward + 2 * norm) + norm
+        if embeddings:
+            count += self.vocab_size * E * (1 if self.tie else 2)
+            count += self.context_length * E if self.position == "learned" else 0
+        return count
+
+
+class Decoder(nn.Module):
+    """A causal language model: tokens in, scores of the next token out ({cite}`radford2019`).
+
+    Weights start as GPT-2's: normal, the projections that write to the residual stream scaled down by √(2 · depth).
+
+    Args:
+        config: its shape.
+    Raises:
+        ValueError: a shape that is impossible.
+    """
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        E = config.width
+        self.embedding = nn.Embedding(config.vocab_size, E)
+        if config.position == "learned":
+            self.position = nn.Parameter(torch.empty(config.context_length, E))
+        elif config.position == "sinusoidal":
+            self.register_buffer("position", sinusoidal(config.context_length, E), persistent=False)
+        else:
+            self.position = None
+        rotary = RotaryEmbedding(E // config.num_heads) if config.position == "rotary" else None
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                E,
+                config.num_heads,
+                hidden=config.hidden,
+                norm=config.norm,
+                activation=config.activation,
+                bias=config.bias,
+                dropout=config.dropout,
+                num_kv_heads=config.num_kv_heads,
+                rotary=rotary,
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = NORMS[config.norm](E)
+        self.output = nn.Linear(E, config.vocab_size, bias=False)
+        if config.tie:
+            self.output.weight = self.embedding.weight
+        self.dropout = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        std = self.config.init_std
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=std)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
+        if isinstance(self.position, nn.Parameter):
+            nn.init.normal_(self.position, std=std)
+        for block in self.blocks:
+            for projection in (block.attention.out_proj, block.feed_forward.down):
+                nn.init.normal_(projection.weight, std=std / (2 * self.config.depth) ** 0.5)
+
+    def make_cache(self, batch_size: int, max_length: int | None = None) -> list[StaticCache]:
+        """Set memory aside for decoding: one cache for each block.
+
+        Args:
+            batch_size: B.
+            max_length: positions; the context length by default.
+        """
+        config = self.config
+        weight = self.embedding.weight
+        return [
+            StaticCache(
+                batch_size,
+                config.num_kv_heads or config.num_heads,
+                max_length or config.context_length,
+                config.width // config.num_heads,
+                dtype=weight.dtype,
+                device=weight.device,
+            )
+            for _ in self.blocks
+        ]
+
+    def forward(self, tokens: Tensor, caches: list[StaticCache] | None = None) -> Tensor:
+        """Score the token that follows each position.
+
+        Args:
+            tokens: (B, L) integers below V.
+            caches: from :meth:`make_cache`; the tokens are taken to follow those that it holds.
+        Returns:
+            (B, L, V), unnormalised log-probabilities.
+        Raises:
+            ValueError: another rank, or more positions than the context length.
+        """
+        check_tensor("tokens", tokens, "B L", dtypes=(torch.int64, torch.int32))
+        start = caches[0].length if caches else 0
+        end = start + tokens.shape[1]
+        if end > self.config.context_length:
+            raise mismatch(
+                "tokens", f"at most {self.config.context_length - start} more positions", f"{tokens.shape[1]}"
+            )
+        x = self.embedding(tokens)
+        if self.position is not None:
+            x = x + self.position[start:end]
+        x = self.dropout(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, is_causal=True, cache=caches[i] if caches else None)
+        return self.output(self.norm(x))

@@ -1,0 +1,239 @@
+"""Positions: what tells an order-blind operation where each token stands."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from attnbook.masks import relative_positions
+from attnbook.shapes import check_choice, check_count, check_tensor, mismatch, tensor_shape
+
+PAIRINGS = ("halves", "interleaved")
+
+
+def _check_even(name: str, size: int) -> int:
+    if check_count(name, size, least=2) % 2:
+        raise mismatch(name, "an even integer", size)
+    return size
+
+
+def sinusoidal(L: int, D: int, *, base: float = 10000.0, device: torch.device | None = None) -> Tensor:
+    """Tabulate sines and cosines of geometrically spaced wavelengths ({cite}`vaswani2017`, §3.5).
+
+    Component 2i of position p is sin(p / base^(2i/D)), component 2i + 1 the cosine of the same angle.
+
+    Args:
+        L: number of positions.
+        D: width, even.
+        base: longest wavelength over 2π.
+        device: where to make it.
+    Returns:
+        (L, D) float32.
+    Raises:
+        ValueError: L below 1, D odd.
+    """
+    check_count("L", L)
+    _check_even("D", D)
+    rates = base ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    angles = torch.arange(L, dtype=torch.float64)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(torch.float32).to(device)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotate pairs of components by angles proportional to the position (RoPE, {cite}`su2024`, eq. 34).
+
+    After it, the dot product of a query and a key depends on their contents and on the difference of their positions
+    only.
+
+    Args:
+        head_dim: D, even.
+        base: the longest wavelength is 2π · base^((D−2)/D) positions.
+        pairing: which components turn together: "halves" (i with i + D/2, as in Llama's published weights) or
+            "interleaved" (2i with 2i + 1, as in the paper). Weights trained with one do not work with the other.
+    Raises:
+        ValueError: head_dim odd, an unknown pairing.
+    """
+
+    def __init__(self, head_dim: int, *, base: float = 10000.0, pairing: str = "halves"):
+        super().__init__()
+        _check_even("head_dim", head_dim)
+        self.head_dim, self.base = head_dim, base
+        self.pairing = check_choice("pairing", pairing, PAIRINGS)
+        rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        self.register_buffer("rates", rates.to(torch.float32), persistent=False)
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Rotate queries or keys.
+
+        Args:
+            x: (…, L, D).
+            positions: (L,) integers, or (B, L) with x (B, H, L, D).
+        Returns:
+            (…, L, D), dtype of x.
+        Raises:
+            ValueError: shapes that do not match.
+        """
+        check_tensor("x", x, "... L D")
+        if x.shape[-1] != self.head_dim:
+            raise mismatch("x", f"last axis D = {self.head_dim}", tensor_shape(x))
+        batched = positions.dim() == 2 and x.dim() == 4 and positions.shape[0] in (1, x.shape[0])
+        if positions.shape[-1:] != x.shape[-2:-1] or not (positions.dim() == 1 or batched):
+            raise mismatch("positions", f"(L,) or (B, L) with L = {x.shape[-2]}", tensor_shape(positions))
+        angles = positions[..., None].to(torch.float32) * self.rates  # (L, D/2) or (B, L, D/2)
+        if batched:
+            angles = angles[:, None]  # the same for every head
+        cos, sin = angles.cos(), angles.sin()
+        if self.pairing == "halves":
+            first, second = x.float().chunk(2, -1)
+            turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+        else:
+            first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+            turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
+        return turned.to(x.dtype)
+
+
+def alibi_slopes(H: int) -> Tensor:
+    """Return one slope for each head: a geometric sequence from 2^(−8/H) down to 2^(−8) ({cite}`press2022`, §3).
+
+    Where H is no power of two, the paper's code takes the slopes of the next lower power and fills up with every other
+    slope of the next higher one; so do we.
+
+    Args:
+        H: number of heads.
+    Returns:
+        (H,) float32, positive.
+    Raises:
+        ValueError: H below 1.
+    """
+    check_count("H", H)
+    power = 2 ** int(math.log2(H))
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    slopes += [2 ** (-8 * i / (2 * power)) for i in range(1, 2 * (H - power), 2)]
+    return torch.tensor(slopes)
+
+
+def alibi_bias(H: int, L: int, S: int | None = None, *, device: torch.device | None = None) -> Tensor:
+    """Return ALiBi's penalty, −slope · distance ({cite}`press2022`, §3).
+
+    The paper is causal; for keys ahead of the query we take the same penalty by distance. Ends are aligned.
+
+    Args:
+        H: number of heads.
+        L: number of queries.
+        S: number of keys; L by default.
+        device: where to make it.
+    Returns:
+        (H, L, S) float32, to be passed as ``bias``.
+    Raises:
+        ValueError: a size below 1.
+    """
+    distance = relative_positions(L, S, device=device).abs()
+    return -alibi_slopes(H).to(distance.device)[:, None, None] * distance
+
+
+class T5RelativeBias(nn.Module):
+    """Learn one number for each head and bucket of relative positions (T5, {cite}`raffel2020`, §2.1).
+
+    Half of the buckets hold one distance each, the others grow logarithmically up to ``max_distance``; beyond it all
+    share the last one. Bidirectional attention splits the buckets between keys behind and keys ahead.
+
+    Args:
+        num_heads: H.
+        num_buckets: how many numbers for each head; even, at least 4.
+        max_distance: the distance at which the last bucket begins.
+        bidirectional: whether keys may lie ahead of the query.
+    Raises:
+        ValueError: sizes out of range.
+    """
+
+    def __init__(self, num_heads: int, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True):
+        super().__init__()
+        check_count("num_heads", num_heads)
+        _check_even("num_buckets", check_count("num_buckets", num_buckets, least=4))
+        self.num_buckets, self.bidirectional = num_buckets, bidirectional
+        self.max_distance = check_count("max_distance", max_distance, least=num_buckets)
+        self.table = nn.Parameter(torch.empty(num_buckets, num_heads))
+        nn.init.normal_(self.table, std=0.02)
+
+    def buckets(self, behind: Tensor) -> Tensor:
+        """Return the bucket of each relative position (query's position minus key's)."""
+        count, offset = self.num_buckets, torch.zeros_like(behind)
+        if self.bidirectional:
+            count //= 2
+            offset = (behind < 0) * count
+            distance = behind.abs()
+        else:
+            distance = behind.clamp(min=0)
+        exact = count // 2
+        ratio = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact)
+        coarse = (exact + (ratio * (count - exact)).long()).clamp(max=count - 1)
+        return offset + torch.where(distance < exact, distance, coarse)
+
+    def forward(self, L: int, S: int | None = None) -> Tensor:
+        """Return the bias (H, L, S) for L queries and S keys, ends aligned."""
+        behind = relative_positions(L, S, device=self.table.device)
+        return self.table[self.buckets(behind)].movedim(-1, 0)
+
+
+class ShawRelative(nn.Module):
+    """Learn a vector for each clipped relative position and add it to keys and values ({cite}`shaw2018`, eqs. 3 and 4).
+
+    The same vectors serve all heads. ``forward`` gives what the keys' part adds to the scores, ``values`` what the
+    values' part adds to the output; neither builds the (L, S, D) tensor of the definition (their §3.3).
+
+    Args:
+        head_dim: D, the size of a head of keys and of values.
+        max_distance: relative positions beyond it are clipped.
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, head_dim: int, *, max_distance: int = 16):
+        super().__init__()
+        check_count("head_dim", head_dim)
+        self.max_distance = check_count("max_distance", max_distance)
+        self.keys = nn.Parameter(torch.empty(2 * max_distance + 1, head_dim))
+        self.value_table = nn.Parameter(torch.empty(2 * max_distance + 1, head_dim))
+        nn.init.xavier_uniform_(self.keys)
+        nn.init.xavier_uniform_(self.value_table)
+
+    def _index(self, L: int, S: int) -> Tensor:
+        ahead = -relative_positions(L, S, device=self.keys.device)
+        return ahead.clamp(-self.max_distance, self.max_distance) + self.max_distance
+
+    def forward(self, query: Tensor, S: int | None = None, *, scale: float | None = None) -> Tensor:
+        """Return the scores' extra term.
+
+        Args:
+            query: (B, H, L, D).
+            S: number of keys; L by default.
+            scale: the factor that the scores themselves get; 1/√D by default.
+        Returns:
+            (B, H, L, S), to be passed as ``bias``.
+        Raises:
+            ValueError: another rank or another D.
+        """
+        check_tensor("query", query, "B H L D")
+        if query.shape[-1] != self.keys.shape[1]:
+            raise mismatch("query", f"last axis D = {self.keys.shape[1]}", tensor_shape(query))
+        L, S = query.shape[2], query.shape[2] if S is None else check_count("S", S)
+        by_distance = (query @ self.keys.T) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, L, 2k + 1)
+        return by_distance.gather(-1, self._index(L, S).expand(*query.shape[:2], L, S))
+
+    def values(self, weights: Tensor) -> Tensor:
+        """Return the output's extra term.
+
+        Args:
+            weights: (B, H, L, S), as returned by :func:`attnbook.attention` with ``return_weights``.
+        Returns:
+            (B, H, L, D).
+        Raises:
+            ValueError: another rank.
+        """
+        check_tensor("weights", weights, "B H L S")
+        L, S = weights.shape[-2:]
+        mass = weights.new_zeros(*weights.shape[:-1], 2 * self.max_distance + 1)
+        mass = mass.scatter_add(-1, self._index(L, S).expand_as(weights), weights)
+        return mass @ self.value_table

@@ -1,0 +1,228 @@
+"""Axis names, argument checks, and the one style in which this library complains.
+
+Axes, used with these letters in every docstring and in the book's notation table:
+
+======  =============================================================
+letter  axis
+======  =============================================================
+B       batch
+H       query heads
+Hkv     key–value heads; H is a multiple of Hkv
+L       queries (target positions)
+S       keys and values (source positions)
+D       size of one query or key head
+Dv      size of one value head
+E       width of a model
+======  =============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def describe(value: Any) -> str:
+    """Say briefly what a value is: dtype and shape of a tensor, type and value of anything else."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if value is None or isinstance(value, (bool, int, float, str, tuple)):
+        return repr(value)
+    return type(value).__name__
+
+
+def mismatch(argument: str, expected: str, actual: Any) -> ValueError:
+    """Build the error for a bad argument: its name, what was expected and what came.
+
+    Args:
+        argument: the parameter's name as the caller wrote it.
+        expected: what would have been accepted.
+        actual: what came; a string is taken as it is, anything else is described.
+    Returns:
+        The ``ValueError``, to be raised by the caller.
+    """
+    came = actual if isinstance(actual, str) else describe(actual)
+    return ValueError(f"{argument}: expected {expected}, got {came}")
+
+
+def check_tensor(argument: str, tensor: Any, axes: str, *, dtypes: Sequence[torch.dtype] | None = FLOATS) -> Tensor:
+    """Check that an argument is a non-empty tensor with the named axes.
+
+    Args:
+        argument: the parameter's name.
+        tensor: what the caller passed.
+        axes: the axes' names separated by spaces, "B H L D" say; a leading "..." admits any axes before the rest.
+        dtypes: the element types admitted, or None for any.
+    Returns:
+        The tensor, unchanged.
+    Raises:
+        ValueError: it is no tensor, has another rank, an empty axis or another element type.
+    """
+    names = axes.split()
+    shown = f"({', '.join(names)})"
+    if not isinstance(tensor, Tensor):
+        raise mismatch(argument, f"a tensor {shown}", tensor)
+    fixed = [name for name in names if name != "..."]
+    if tensor.dim() < len(fixed) or (len(fixed) == len(names) and tensor.dim() != len(names)):
+        raise mismatch(argument, f"a tensor {shown}", tensor)
+    if 0 in tensor.shape:
+        raise mismatch(argument, f"a tensor {shown} with no empty axis", tensor)
+    if dtypes is not None and tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise mismatch(argument, f"a {wanted} tensor", tensor)
+    return tensor
+
+
+def check_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
+    """Check that an argument is one of a few names.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if value not in choices:
+        raise mismatch(argument, "one of " + ", ".join(map(repr, choices)), value)
+    return value
+
+
+def check_count(argument: str, value: Any, *, least: int = 1) -> int:
+    """Check that an argument is an integer no smaller than ``least``.
+
+    Raises:
+        ValueError: it is no integer, or a smaller one.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise mismatch(argument, f"an integer ≥ {least}", value)
+    return value
+
+
+def check_probability(argument: str, value: Any) -> float:
+    """Check that an argument lies in [0, 1).
+
+    Raises:
+        ValueError: it does not.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise mismatch(argument, "a number in [0, 1)", value)
+    return float(value)
+
+
+class AttentionShape(NamedTuple):
+    """The sizes of one attention call; field names are the axes' letters."""
+
+    B: int
+    H: int
+    Hkv: int
+    L: int
+    S: int
+    D: int
+    Dv: int
+
+
+def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape:
+    """Check that queries, keys and values fit together.
+
+    Args:
+        query: (B, H, L, D).
+        key: (B, Hkv, S, D).
+        value: (B, Hkv, S, Dv).
+    Returns:
+        Their sizes.
+    Raises:
+        ValueError: a wrong rank, an empty axis, an element type other than float64/32/16 or bfloat16, types or devices
+            that differ, sizes that do not match, or H not a multiple of Hkv.
+    """
+    check_tensor("query", query, "B H L D")
+    check_tensor("key", key, "B Hkv S D")
+    check_tensor("value", value, "B Hkv S Dv")
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype:
+            raise mismatch(name, f"{describe_dtype(query)}, the type of query", describe_dtype(tensor))
+        if tensor.device != query.device:
+            raise mismatch(name, f"device {query.device}, that of query", f"device {tensor.device}")
+        if tensor.shape[0] != query.shape[0]:
+            raise mismatch(name, f"batch size {query.shape[0]}, that of query", tensor)
+    batch, heads, length, head_dim = query.shape
+    if key.shape[3] != head_dim:
+        raise mismatch("key", f"last axis D = {head_dim}, that of query", tensor_shape(key))
+    if value.shape[1:3] != key.shape[1:3]:
+        raise mismatch("value", f"(Hkv, S) = {tuple(key.shape[1:3])}, those of key", tensor_shape(value))
+    if heads % key.shape[1]:
+        raise mismatch("key", f"a number of heads that divides the {heads} of query", tensor_shape(key))
+    return AttentionShape(batch, heads, key.shape[1], length, key.shape[2], head_dim, value.shape[3])
+
+
+def describe_dtype(tensor: Tensor) -> str:
+    """Name a tensor's element type."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def tensor_shape(tensor: Tensor) -> str:
+    """Name a tensor's shape."""
+    return f"shape {tuple(tensor.shape)}"
+
+
+def check_broadcastable(argument: str, tensor: Tensor, target: Sequence[int], axes: str) -> Tensor:
+    """Check that a tensor broadcasts to a shape without enlarging it.
+
+    Args:
+        argument: the parameter's name.
+        tensor: of any rank up to that of the target.
+        target: the shape to reach.
+        axes: the target's axes for the message, "B H L S" say.
+    Returns:
+        The tensor, viewed with the target's rank (its own axes of size 1 are kept).
+    Raises:
+        ValueError: it has more axes, or an axis that is neither 1 nor the target's.
+    """
+    fits = tensor.dim() <= len(target) and all(
+        size in (1, wanted) for size, wanted in zip(reversed(tensor.shape), reversed(target), strict=False)
+    )
+    if not fits:
+        raise mismatch(argument, f"broadcastable to ({', '.join(axes.split())}) = {tuple(target)}", tensor)
+    return tensor[(None,) * (len(target) - tensor.dim())]
+
+
+def check_mask(argument: str, mask: Any, target: Sequence[int], axes: str = "B H L S") -> Tensor:
+    """Check that a mask is boolean (True = may attend) and broadcasts to the scores.
+
+    Raises:
+        ValueError: it is no boolean tensor, or does not broadcast.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise mismatch(argument, "a bool tensor (True = may attend)", mask)
+    return check_broadcastable(argument, mask, target, axes)
+
+
+def values_are_readable(tensor: Tensor) -> bool:
+    """Tell whether looking at a tensor's values is cheap and possible here.
+
+    It is not on an accelerator (the host would wait), inside ``torch.compile``, under ``torch.func`` transforms, nor
+    for tensors without storage. Checks of values are left out there; checks of shapes and types never are.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+    )
+
+
+def check_no_nan(argument: str, tensor: Tensor) -> Tensor:
+    """Check that no element is NaN, where :func:`values_are_readable`.
+
+    Raises:
+        ValueError: some element is NaN; the message counts them.
+    """
+    if not values_are_readable(tensor):
+        return tensor
+    total = tensor.detach().sum(dtype=torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None)
+    if total.isnan():  # NaN, or +inf met −inf: only now is it worth a second look
+        count = int(tensor.isnan().sum())
+        if count:
+            raise mismatch(argument, "no NaN", f"{count} NaN of {tensor.numel()} elements")
+    return tensor
