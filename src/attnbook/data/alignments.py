@@ -20,8 +20,8 @@ CARDS = {
     "bible-alignments": Card(
         name="bible-alignments",
         title="Clear Bible alignments, New Testament",
-        content="7,936 verses: the SBL Greek New Testament (137,741 words), the Berean Standard Bible (171,894 words without "
-        "punctuation), and 115,008 groups of aligned words, made by hand.",
+        content="7,936 verses: the SBL Greek New Testament (137,741 words), the Berean Standard Bible (171,894 words "
+        "without punctuation), and 115,008 groups of aligned words, made by hand.",
         licence="alignments and Greek text CC BY 4.0, English text public domain",
         citation=("clearbible2022",),
         home="https://github.com/Clear-Bible/Alignments",
@@ -46,8 +46,8 @@ CARDS = {
                 **_WHEEL,
             ),
         ),
-        note="A link joins every Greek word of a group to every English word of it. About a tenth of the words on either side "
-        "belong to no group.",
+        note="A link joins every Greek word of a group to every English word of it. A ninth of the Greek words belong "
+        "to no group.",
     )
 }
 

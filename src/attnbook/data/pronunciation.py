@@ -18,7 +18,7 @@ CARDS = {
         citation=("weide2015",),
         home="https://github.com/cmusphinx/cmudict",
         returns='a list of Pronunciation, in the dictionary\'s order; options split="train" (18 words in 20), '
-        '"validation", "test" or "all", chosen by a checksum of the word, and stress=False to keep the stress marks of vowels.',
+        '"validation", "test" or "all", chosen by a checksum of the word; stress=True keeps the stress marks.',
         sources=(
             Source(
                 "cmudict.dict",

@@ -41,13 +41,13 @@ CARDS = {
         licence="BSD",
         citation=("lake2018",),
         home="https://github.com/brendenlake/SCAN",
-        returns='a list of (command, actions), each a tuple of words; options split="all" (from our grammar, no file needed) or '
-        '"simple", "length", "jump", "turn_left" (the published files), part="train" or "test".',
+        returns='a list of (command, actions), each a tuple of words; options split="all" (from our grammar, no file '
+        'needed) or "simple", "length", "jump", "turn_left" (the published files), part="train" or "test".',
         sources=tuple(
             Source(name, sha256, f"https://raw.githubusercontent.com/brendenlake/SCAN/master/{folder}{name}")
             for name, (sha256, folder) in _HASHES.items()
         ),
-        note="Training files of the jump and turn_left splits repeat the lone primitive, so that it makes up a tenth of them.",
+        note="Training files of the jump and turn_left splits repeat the lone primitive, until it makes up a tenth.",
     )
 }
 

@@ -28,8 +28,8 @@ CARDS = {
     "multi30k": Card(
         name="multi30k",
         title="Multi30k",
-        content="English image captions with German and French translations: 29,000 for training, 1,014 for validation, "
-        "and two test sets of 1,000.",
+        content="English image captions with German and French translations: 29,000 for training, 1,014 for "
+        "validation, and two test sets of 1,000.",
         licence="none stated for the text",
         citation=("elliott2016",),
         home="https://github.com/multi30k/dataset",
