@@ -49,6 +49,12 @@ def _allowed(scores: Tensor, dim: int) -> Tensor:
     return (scores > -math.inf).sum(dim, keepdim=True).clamp(min=1).to(scores.dtype)
 
 
+def _rescale(scores: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the scores, leaving −∞ as it is whatever the factor: 0 · −∞ would be NaN."""
+    kept = scores > -math.inf
+    return (scores.masked_fill(~kept, 0.0) * factor).masked_fill(~kept, -math.inf)
+
+
 def softmax(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1) -> Tensor:
     """Exponentiate and divide by the sum: exp(zᵢ) / Σⱼ exp(zⱼ).
 
@@ -105,9 +111,31 @@ def scalable_softmax(
     """
     scores, empty = _prepare(scores, mask, dim)
     factor = strength * _allowed(scores, dim).log()
-    kept = scores > -math.inf
-    scaled = (scores.masked_fill(~kept, 0.0) * factor).masked_fill(~kept, -math.inf)  # 0 · −∞ would be NaN
-    return _clear(torch.softmax(scaled, dim), empty)
+    return _clear(torch.softmax(_rescale(scores, factor), dim), empty)
+
+
+def adaptive_temperature(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1) -> Tensor:
+    """Sharpen softmax where it is dispersed, without training ({cite}`velickovic2025`, fig. 5 and the code beside it).
+
+    The entropy H of softmax(z), in nats, sets an inverse temperature: 1 where H ≤ 0.5, else the larger of 1 and the
+    authors' fitted polynomial −0.037 H⁴ + 0.481 H³ − 2.3 H² + 4.917 H − 1.791. Meant for inference with a trained
+    model.
+
+    Args:
+        scores: any shape, floating.
+        mask: bool, broadcastable to scores; True = may attend.
+        dim: the axis to normalise.
+    Returns:
+        Same shape and dtype; each row sums to 1, or to 0 where it is empty.
+    Raises:
+        ValueError: as for :func:`softmax`.
+    """
+    scores, empty = _prepare(scores, mask, dim)
+    weights = torch.softmax(scores, dim)
+    entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(dim, keepdim=True)
+    fitted = (((-0.037 * entropy + 0.481) * entropy - 2.3) * entropy + 4.917) * entropy - 1.791
+    sharpness = torch.where(entropy > 0.5, fitted.clamp(min=1.0), 1.0)
+    return _clear(torch.softmax(_rescale(scores, sharpness), dim), empty)
 
 
 def sigmoid(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1, offset: float | None = None) -> Tensor:
@@ -238,14 +266,49 @@ def sparsemax(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1) -> T
     return entmax(scores, 2.0, mask=mask, dim=dim)
 
 
+def asentmax(
+    scores: Tensor,
+    alpha: float = 1.5,
+    *,
+    mask: Tensor | None = None,
+    dim: int = -1,
+    delta: float | Tensor = 1.0,
+    beta: float | Tensor = 1.0,
+    gamma: float | Tensor = 1.0,
+) -> Tensor:
+    """Apply :func:`entmax` with a scale that grows with the number of positions: α-entmax((δ + β (log n)^γ) z).
+
+    Adaptive-scalable entmax ({cite}`vasylenko2026`). In the authors' code β and γ are computed from each token's hidden
+    state, β by a softplus and γ by a scaled tanh; here they are arguments, so that any parametrisation can be used.
+
+    Args:
+        scores: any shape, floating.
+        alpha: α ≥ 1.
+        mask: bool, broadcastable to scores; True = may attend.
+        dim: the axis to normalise; n is the number of positions allowed in the row.
+        delta: δ, a number or a tensor that broadcasts to scores with size 1 along ``dim``.
+        beta: β, likewise.
+        gamma: γ, likewise.
+    Returns:
+        Same shape and dtype; each row sums to 1, or to 0 where it is empty.
+    Raises:
+        ValueError: as for :func:`entmax`.
+    """
+    prepared, empty = _prepare(scores, mask, dim)
+    factor = delta + beta * _allowed(prepared, dim).log() ** gamma
+    return _clear(entmax(_rescale(prepared, factor), alpha, dim=dim), empty)
+
+
 NORMALIZERS: dict[str, Normalizer] = {
     "softmax": softmax,
     "softmax_off_by_one": softmax_off_by_one,
     "scalable_softmax": scalable_softmax,
+    "adaptive_temperature": adaptive_temperature,
     "sigmoid": sigmoid,
     "sparsemax": sparsemax,
     "entmax15": entmax15,
     "entmax": entmax,
+    "asentmax": asentmax,
 }
 
 
