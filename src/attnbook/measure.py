@@ -1,0 +1,154 @@
+"""Measurement: time as ratios, memory as the allocator counts it, arithmetic by formula.
+
+Timings are noisy and machines differ, so times are compared within one process, in turns, by their ratio.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from attnbook.shapes import check_count, mismatch
+
+
+class Ratio(NamedTuple):
+    """How long one thing takes relative to another.
+
+    Attributes:
+        median: of the rounds' ratios.
+        low: their lower quartile.
+        high: their upper quartile.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], *, rounds: int = 7, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Time several functions in turns, so that whatever disturbs the machine disturbs them alike.
+
+    Args:
+        functions: what to time, by name; each is called once beforehand, untimed.
+        rounds: how often each is timed.
+        clock: seconds; pass ``time.process_time`` on a busy machine.
+    Returns:
+        The times of each, in seconds, one for each round.
+    Raises:
+        ValueError: nothing to time, rounds below 1.
+    """
+    check_count("rounds", rounds)
+    if not functions:
+        raise mismatch("functions", "at least one", "none")
+    for function in functions.values():
+        function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            started = clock()
+            function()
+            times[name].append(clock() - started)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, to: str) -> Ratio:
+    """Compare two rows of :func:`interleaved`, round by round.
+
+    Args:
+        times: what it returned.
+        name: the numerator.
+        to: the denominator.
+    Returns:
+        Median and quartiles of the ratios.
+    Raises:
+        ValueError: a name that was not timed.
+    """
+    for argument, value in (("name", name), ("to", to)):
+        if value not in times:
+            raise mismatch(argument, "one of " + ", ".join(map(repr, times)), value)
+    ratios = sorted(a / b for a, b in zip(times[name], times[to], strict=True))
+    if len(ratios) < 2:
+        return Ratio(ratios[0], ratios[0], ratios[0])
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, low, high)
+
+
+def peak_memory(function: Callable[[], Any]) -> int:
+    """Return the most memory that PyTorch's CPU allocator holds while a function runs, beyond what it held before.
+
+    Counted from the profiler's record of every allocation, so the figure is the same on every run; what libraries
+    allocate by other means is not seen. The function is called once beforehand, to let caches fill.
+
+    Args:
+        function: what to measure.
+    Returns:
+        Bytes.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's backend chats on stderr otherwise
+    from torch.profiler import ProfilerActivity, profile
+
+    function()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        function()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def count_flops(function: Callable[[], Any]) -> int:
+    """Count the floating-point operations of the matrix products in a call, a multiplication and an addition as two.
+
+    Args:
+        function: what to measure.
+    Returns:
+        Operations, as PyTorch's ``FlopCounterMode`` counts them.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def attention_flops(
+    L: int,
+    S: int,
+    D: int,
+    *,
+    Dv: int | None = None,
+    heads: int = 1,
+    batch_size: int = 1,
+    is_causal: bool = False,
+    backward: bool = False,
+) -> int:
+    """Return the operations of the matrix products of attention, by formula.
+
+    Forward 2·L·S·(D + Dv) a head. Backward, from stored weights, twice that: each product has two gradients. Causal
+    attention needs only the pairs on and below the diagonal, ends aligned.
+
+    Args:
+        L: queries.
+        S: keys.
+        D: size of a query and key head.
+        Dv: size of a value head; D by default.
+        heads: H.
+        batch_size: B.
+        is_causal: count the allowed pairs only.
+        backward: count forward and backward.
+    Returns:
+        Operations.
+    Raises:
+        ValueError: a size below 1.
+    """
+    for name, size in (("L", L), ("S", S), ("D", D), ("heads", heads), ("batch_size", batch_size)):
+        check_count(name, size)
+    pairs = sum(min(max(i + S - L + 1, 0), S) for i in range(L)) if is_causal else L * S
+    return 2 * pairs * (D + (Dv or D)) * heads * batch_size * (3 if backward else 1)
