@@ -15,13 +15,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from attnbook.shapes import mismatch
+from attnbook.shapes import describe, mismatch
 
 CLAIM = "application/vnd.attnbook.claim+json"
 GLUE_PREFIX = "application/papermill.record/"
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-# Two-sided 95 % quantiles of Student's t with 1, 2, … degrees of freedom; beyond the table the normal's is close
-# enough.
+# Two-sided 95 % quantiles of Student's t with 1, 2, … degrees of freedom.
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
@@ -66,18 +65,16 @@ class Claim:
         return f"{'✓' if self.holds else '✗'} {self.id}: {self.result()}, claimed {self.expectation()} [{tail}]"
 
     def _html(self) -> str:
-        def cell(name: str, text: str) -> str:
-            return f'<span class="claim-{name}">{html.escape(text)}</span>' if text else ""
-
-        return (
-            f'<div class="claim" id="claim-{self.id}"><span class="claim-verdict">{"✓" if self.holds else "✗"}</span>'
-            + cell("note", self.note or self.id)
-            + cell("result", f"measured {self.result()}")
-            + cell("expected", f"claimed {self.expectation()}")
-            + cell("paper", f"paper: {self.paper}" if self.paper else "")
-            + cell("source", self.source)
-            + "</div>"
-        )
+        foot = " · ".join(filter(None, (f"paper: {self.paper}" if self.paper else "", self.source)))
+        cells = {
+            "verdict": "✓" if self.holds else "✗",
+            "note": self.note or self.id,
+            "result": f"measured {self.result()}",
+            "expected": f"claimed {self.expectation()}",
+            "source": foot,
+        }
+        spans = "".join(f'<span class="claim-{name}">{html.escape(text)}</span>' for name, text in cells.items())
+        return f'<div class="claim" id="claim-{self.id}">{spans}</div>'
 
     def _ipython_display_(self) -> None:
         """Show the row once, whether the claim stands alone in a cell or among others."""
@@ -121,7 +118,7 @@ def _numbers(measured: Any) -> list[float]:
     try:
         return [float(item) for item in items]
     except (TypeError, ValueError):
-        raise mismatch("measured", "a number or a sequence of numbers, one for each seed", measured) from None
+        raise mismatch("measured", "a number or a sequence of numbers, one for each seed", describe(measured)) from None
 
 
 def _mean_and_interval(values: list[float]) -> tuple[float, float | None]:
@@ -129,18 +126,25 @@ def _mean_and_interval(values: list[float]) -> tuple[float, float | None]:
     if len(values) == 1:
         return mean, None
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    quantile = _T95[len(values) - 2] if len(values) - 2 < len(_T95) else 1.96
-    return mean, quantile * math.sqrt(variance / len(values))
+    return mean, _t95(len(values) - 1) * math.sqrt(variance / len(values))
+
+
+def _t95(freedom: int) -> float:
+    """Return the two-sided 95 % quantile of Student's t: from the table, beyond it by its expansion in 1/freedom."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _slack(tolerance: float | str, expected: float) -> float:
     """Return the tolerance as an absolute number; "5%" is relative to the expected value."""
     if isinstance(tolerance, str):
         if not re.fullmatch(r"\d+(\.\d+)?\s*%", tolerance):
-            raise mismatch("tolerance", "a number ≥ 0 or a percentage such as '5%'", tolerance)
+            raise mismatch("tolerance", "a number ≥ 0 or a percentage such as '5%'", describe(tolerance))
         return abs(expected) * float(tolerance.rstrip("% ")) / 100
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not tolerance >= 0:
-        raise mismatch("tolerance", "a number ≥ 0 or a percentage such as '5%'", tolerance)
+        raise mismatch("tolerance", "a number ≥ 0 or a percentage such as '5%'", describe(tolerance))
     return float(tolerance)
 
 
@@ -178,9 +182,9 @@ def claim(
         ValueError: a malformed name, an empty source, no or several expectations, an impossible tolerance.
     """
     if not isinstance(id, str) or not _NAME.fullmatch(id):
-        raise mismatch("id", "lower-case words joined by hyphens", id)
+        raise mismatch("id", "lower-case words joined by hyphens", describe(id))
     if not isinstance(source, str) or not source.strip():
-        raise mismatch("source", "where the expected value comes from", source)
+        raise mismatch("source", "where the expected value comes from", describe(source))
     given = {"at least": at_least, "at most": at_most, "near": near}
     given = {relation: value for relation, value in given.items() if value is not None}
     if len(given) != 1:

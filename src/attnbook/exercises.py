@@ -37,8 +37,9 @@ def attempt(test: Callable[[Callable], None], answer: Callable) -> Attempt:
     Returns:
         The verdict. An error in the answer is a verdict too, not an error of the notebook.
     """
+    name = getattr(answer, "__name__", type(answer).__name__)
     try:
         test(answer)
     except Exception as error:
-        return Attempt(answer.__name__, False, str(error) or type(error).__name__)
-    return Attempt(answer.__name__, True, "")
+        return Attempt(name, False, str(error) or type(error).__name__)
+    return Attempt(name, True, "")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from attnbook.shapes import mismatch
+from attnbook.shapes import describe, mismatch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,7 +108,7 @@ def svg(figure: Figure, alt: str) -> str:
         ValueError: an empty text.
     """
     if not isinstance(alt, str) or len(alt.split()) < 4:
-        raise mismatch("alt", "a sentence that says what the figure shows", alt)
+        raise mismatch("alt", "a sentence that says what the figure shows", describe(alt))
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.03, metadata={"Date": None})
     text = buffer.getvalue()
@@ -121,7 +121,8 @@ def svg(figure: Figure, alt: str) -> str:
     text = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', text)
     text = text.replace(INK, "currentColor")
     text = re.sub(r"\n\s*", "\n", text)
-    text = re.sub(r"(\d+\.\d{2})\d+", r"\1", text)  # hundredths of a point are fine enough
+    shorten = lambda match: re.sub(r"(\d\.\d\d)\d+", r"\1", match.group(0))  # noqa: E731
+    text = re.sub(r'\b(?:d|x|y)="[^"]*"', shorten, text)  # hundredths of a point are fine enough
     width = float(re.search(r'width="([\d.]+)pt"', text).group(1)) * 4 / 3
     head = f'<svg role="img" aria-label="{html.escape(alt)}" class="figure" style="max-width: {width:.0f}px" '
     head_end = text.index(">")
@@ -245,7 +246,7 @@ def label_lines(ax: Axes, labels: Mapping[Any, str] | None = None, *, gap: float
             x, y = np.asarray(line.get_xdata(), float)[-1], np.asarray(line.get_ydata(), float)[-1]
             ends.append([ax.transAxes.inverted().transform(ax.transData.transform((x, y))), name, line.get_color()])
     ends.sort(key=lambda end: end[0][1])
-    heights = [end[0][1] for end in ends]
+    heights = [min(max(end[0][1], 0.0), 1.0) for end in ends]
     for _ in range(50):  # push names that overlap apart
         for i in range(len(heights) - 1):
             short = gap - (heights[i + 1] - heights[i])
@@ -264,6 +265,50 @@ def label_lines(ax: Axes, labels: Mapping[Any, str] | None = None, *, gap: float
             fontsize=9,
             annotation_clip=False,
         )
+
+
+class Table:
+    """A table as the notebook shows it."""
+
+    def __init__(self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str):
+        self.header, self.caption = list(header), caption
+        self.rows = [[str(cell) for cell in row] for row in rows]
+
+    def __repr__(self) -> str:
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+        text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join(line.rstrip() for line in [self.caption, text[0], rule, *text[1:]])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in self.header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows)
+        label = html.escape(self.caption)
+        markup = f'<div class="table-scroll" tabindex="0" role="region" aria-label="{label}"><table class="measured">'
+        caption = f"<caption>{label}</caption>"
+        text = f"{markup}{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        return {"text/plain": repr(self), "text/html": text}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str) -> Table:
+    """Show measurements as a table; the last line of a cell.
+
+    Args:
+        header: the columns' names, with units.
+        rows: a cell for each column; numbers already formatted.
+        caption: what the table says.
+    Returns:
+        What the notebook displays.
+    Raises:
+        ValueError: a row with another number of cells, or no caption.
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise mismatch("rows", f"{len(header)} cells in each", f"{len(row)}")
+    if not caption.strip():
+        raise mismatch("caption", "what the table says", caption)
+    return Table(header, rows, caption)
 
 
 class SourceCode:
@@ -298,9 +343,11 @@ def show_source(thing: Callable | type, *, docstring: bool = False) -> SourceCod
     code = textwrap.dedent(inspect.getsource(thing))
     if not docstring:
         lines = code.split("\n")
-        for node in reversed(list(ast.walk(ast.parse(code)))):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
-                text = node.body[0]
+        documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, documented) and ast.get_docstring(node)]
+        for node in sorted(nodes, key=lambda node: -node.lineno):
+            text = node.body[0]
+            if len(node.body) > 1:  # a body of nothing else stays
                 del lines[text.lineno - 1 : text.end_lineno]
         code = re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
     return SourceCode(code.strip() + "\n", f"{thing.__module__}.{thing.__qualname__}")

@@ -20,7 +20,7 @@ from attnbook.normalizers import softmax as plain_softmax
 from attnbook.shapes import (
     AttentionShape,
     check_attention,
-    check_broadcastable,
+    check_bias,
     check_choice,
     check_mask,
     check_no_nan,
@@ -67,7 +67,7 @@ def naive_attention(
     key, value = repeat_heads(key, query.shape[1]), repeat_heads(value, query.shape[1])
     scores = (query.to(work) * scale) @ key.to(work).transpose(-2, -1)  # (B, H, L, S)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + bias.to(work)
     weights = normalizer(scores, mask=mask)
     kept = torch.nn.functional.dropout(weights, dropout_p) if dropout_p else weights
     output = kept @ value.to(work)  # (B, H, L, Dv)
@@ -147,8 +147,8 @@ def attention(
         (B, H, L, Dv), dtype of query; with return_weights also (B, H, L, S), rows sum to 1 or 0. A query with nothing
         to attend to gets zeros, and sends zero gradients back.
     Raises:
-        ValueError: shapes, types or devices that do not match; a mask that is not boolean; NaN in query or key (looked
-            for on the CPU only); an unknown backend or normaliser; a backend that cannot do what was asked for.
+        ValueError: shapes, types or devices that do not match; a mask that is not boolean; NaN in query, key or bias
+            (looked for on the CPU only); an unknown backend or normaliser; a backend that cannot do what was asked for.
     Cost: O(LSD) time; O(LS) memory for "reference", O(L + S) beyond inputs and output for "tiled".
     """
     shape = check_attention(query, key, value)
@@ -161,20 +161,17 @@ def attention(
     if attn_mask is not None:
         attn_mask = check_mask("attn_mask", attn_mask, target)
     if bias is not None:
-        if not isinstance(bias, Tensor) or not bias.is_floating_point():
-            raise mismatch("bias", "a floating tensor (a mask goes to attn_mask)", bias)
-        bias = check_broadcastable("bias", bias, target, "B H L S")
-        check_no_nan("bias", bias)
+        bias = check_bias("bias", bias, target)
     scale = shape.D**-0.5 if scale is None else float(scale)
 
     naive_only = "return_weights=True" if return_weights else "" if normalize is plain_softmax else "this normalizer"
     if backend == "auto":
         backend = "reference" if naive_only else "sdpa"
     if backend != "reference" and naive_only:
-        raise mismatch("backend", f"'reference' or 'auto' with {naive_only}", backend)
+        raise mismatch("backend", f"'reference' or 'auto' with {naive_only}", repr(backend))
     if backend == "tiled":
         if dropout_p:
-            raise mismatch("backend", "'reference', 'sdpa' or 'auto' with dropout_p > 0", backend)
+            raise mismatch("backend", "'reference', 'sdpa' or 'auto' with dropout_p > 0", repr(backend))
         return tiled_attention(query, key, value, attn_mask=attn_mask, bias=bias, is_causal=is_causal, scale=scale)
     if backend == "sdpa":
         return _sdpa(query, key, value, shape, attn_mask, bias, is_causal, scale, dropout_p)

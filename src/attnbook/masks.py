@@ -162,6 +162,6 @@ def to_bias(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         ValueError: a mask that is not boolean, a dtype that is not floating.
     """
     check_tensor("mask", mask, "...", dtypes=(torch.bool,))
-    if not dtype.is_floating_point:
-        raise mismatch("dtype", "a floating type", str(dtype))
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise mismatch("dtype", "a floating type of torch", str(dtype))
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))

@@ -70,7 +70,7 @@ def ratio(times: Mapping[str, list[float]], name: str, to: str) -> Ratio:
     """
     for argument, value in (("name", name), ("to", to)):
         if value not in times:
-            raise mismatch(argument, "one of " + ", ".join(map(repr, times)), value)
+            raise mismatch(argument, "one of " + ", ".join(map(repr, times)), repr(value))
     ratios = sorted(a / b for a, b in zip(times[name], times[to], strict=True))
     if len(ratios) < 2:
         return Ratio(ratios[0], ratios[0], ratios[0])
@@ -150,5 +150,6 @@ def attention_flops(
     """
     for name, size in (("L", L), ("S", S), ("D", D), ("heads", heads), ("batch_size", batch_size)):
         check_count(name, size)
+    Dv = D if Dv is None else check_count("Dv", Dv)
     pairs = sum(min(max(i + S - L + 1, 0), S) for i in range(L)) if is_causal else L * S
-    return 2 * pairs * (D + (Dv or D)) * heads * batch_size * (3 if backward else 1)
+    return 2 * pairs * (D + Dv) * heads * batch_size * (3 if backward else 1)

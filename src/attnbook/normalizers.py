@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnbook.shapes import check_choice, check_mask, check_no_nan, check_tensor, mismatch, values_are_readable
+from attnbook.shapes import (
+    check_choice,
+    check_mask,
+    check_no_nan,
+    check_tensor,
+    describe,
+    mismatch,
+    values_are_readable,
+)
 
 Normalizer = Callable[..., Tensor]
 
@@ -44,9 +52,14 @@ def _clear(weights: Tensor, empty: Tensor | None) -> Tensor:
     return weights if empty is None else weights.masked_fill(empty, 0.0)
 
 
-def _allowed(scores: Tensor, dim: int) -> Tensor:
-    """Count the positions that each row may attend to: (…, 1, …), at least 1."""
-    return (scores > -math.inf).sum(dim, keepdim=True).clamp(min=1).to(scores.dtype)
+def _log_allowed(scores: Tensor, dim: int, *, least: int = 1) -> Tensor:
+    """Return the logarithm of how many positions each row may attend to, taken as ``least`` where fewer: (…, 1, …)."""
+    return (scores > -math.inf).sum(dim, keepdim=True).clamp(min=least).to(scores.dtype).log()
+
+
+def _widen(scores: Tensor) -> Tensor:
+    """Turn half precision into float32, where scores are shifted, multiplied or counted."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 def _rescale(scores: Tensor, factor: Tensor) -> Tensor:
@@ -110,8 +123,9 @@ def scalable_softmax(
         ValueError: as for :func:`softmax`.
     """
     scores, empty = _prepare(scores, mask, dim)
-    factor = strength * _allowed(scores, dim).log()
-    return _clear(torch.softmax(_rescale(scores, factor), dim), empty)
+    wide = _widen(scores)
+    factor = strength * _log_allowed(wide, dim)
+    return _clear(torch.softmax(_rescale(wide, factor), dim).to(scores.dtype), empty)
 
 
 def adaptive_temperature(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1) -> Tensor:
@@ -131,11 +145,12 @@ def adaptive_temperature(scores: Tensor, *, mask: Tensor | None = None, dim: int
         ValueError: as for :func:`softmax`.
     """
     scores, empty = _prepare(scores, mask, dim)
-    weights = torch.softmax(scores, dim)
+    wide = _widen(scores)
+    weights = torch.softmax(wide, dim)
     entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(dim, keepdim=True)
     fitted = (((-0.037 * entropy + 0.481) * entropy - 2.3) * entropy + 4.917) * entropy - 1.791
     sharpness = torch.where(entropy > 0.5, fitted.clamp(min=1.0), 1.0)
-    return _clear(torch.softmax(_rescale(scores, sharpness), dim), empty)
+    return _clear(torch.softmax(_rescale(wide, sharpness), dim).to(scores.dtype), empty)
 
 
 def sigmoid(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1, offset: float | None = None) -> Tensor:
@@ -152,7 +167,8 @@ def sigmoid(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1, offset
         ValueError: as for :func:`softmax`.
     """
     scores, empty = _prepare(scores, mask, dim)
-    return _clear(torch.sigmoid(scores + (-math.log(scores.shape[dim]) if offset is None else offset)), empty)
+    offset = -math.log(scores.shape[dim]) if offset is None else offset
+    return _clear(torch.sigmoid(_widen(scores) + offset).to(scores.dtype), empty)
 
 
 class _Entmax(torch.autograd.Function):
@@ -225,7 +241,7 @@ def entmax(scores: Tensor, alpha: float = 1.5, *, mask: Tensor | None = None, di
     Cost: O(n) a step of Newton's method, usually 5 to 10 steps; the paper sorts, O(n log n).
     """
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 1 <= alpha < math.inf:
-        raise mismatch("alpha", "a finite number ≥ 1", alpha)
+        raise mismatch("alpha", "a finite number ≥ 1", describe(alpha))
     if alpha == 1:
         return softmax(scores, mask=mask, dim=dim)
     scores, empty = _prepare(scores, mask, dim)
@@ -295,8 +311,10 @@ def asentmax(
         ValueError: as for :func:`entmax`.
     """
     prepared, empty = _prepare(scores, mask, dim)
-    factor = delta + beta * _allowed(prepared, dim).log() ** gamma
-    return _clear(entmax(_rescale(prepared, factor), alpha, dim=dim), empty)
+    # A lone position gets weight 1 whatever its factor, but (log 1)^γ is infinite for γ < 0: count it as two.
+    wide = _widen(prepared)
+    factor = delta + beta * _log_allowed(wide, dim, least=2) ** gamma
+    return _clear(entmax(_rescale(wide, factor), alpha, dim=dim).to(prepared.dtype), empty)
 
 
 NORMALIZERS: dict[str, Normalizer] = {

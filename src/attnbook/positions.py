@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnbook.masks import relative_positions
-from attnbook.shapes import check_choice, check_count, check_tensor, mismatch, tensor_shape
+from attnbook.shapes import check_choice, check_count, check_tensor, describe, mismatch, tensor_shape
 
 PAIRINGS = ("halves", "interleaved")
 
@@ -17,6 +17,12 @@ def _check_even(name: str, size: int) -> int:
     if check_count(name, size, least=2) % 2:
         raise mismatch(name, "an even integer", size)
     return size
+
+
+def _check_base(base: float) -> float:
+    if isinstance(base, bool) or not isinstance(base, (int, float)) or not 0 < base < math.inf:
+        raise mismatch("base", "a finite number > 0", describe(base))
+    return base
 
 
 def sinusoidal(L: int, D: int, *, base: float = 10000.0, device: torch.device | None = None) -> Tensor:
@@ -32,10 +38,11 @@ def sinusoidal(L: int, D: int, *, base: float = 10000.0, device: torch.device | 
     Returns:
         (L, D) float32.
     Raises:
-        ValueError: L below 1, D odd.
+        ValueError: L below 1, D odd, base not positive.
     """
     check_count("L", L)
     _check_even("D", D)
+    _check_base(base)
     rates = base ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
     angles = torch.arange(L, dtype=torch.float64)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(torch.float32).to(device)
@@ -53,16 +60,16 @@ class RotaryEmbedding(nn.Module):
         pairing: which components turn together: "halves" (i with i + D/2, as in Llama's published weights) or
             "interleaved" (2i with 2i + 1, as in the paper). Weights trained with one do not work with the other.
     Raises:
-        ValueError: head_dim odd, an unknown pairing.
+        ValueError: head_dim odd, base not positive, an unknown pairing.
     """
 
     def __init__(self, head_dim: int, *, base: float = 10000.0, pairing: str = "halves"):
         super().__init__()
         _check_even("head_dim", head_dim)
-        self.head_dim, self.base = head_dim, base
+        self.head_dim, self.base = head_dim, _check_base(base)
         self.pairing = check_choice("pairing", pairing, PAIRINGS)
-        rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-        self.register_buffer("rates", rates.to(torch.float32), persistent=False)
+        # No buffer: a model turned to half precision would round the rates, and with them every angle.
+        self.rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotate queries or keys.
@@ -78,18 +85,20 @@ class RotaryEmbedding(nn.Module):
         check_tensor("x", x, "... L D")
         if x.shape[-1] != self.head_dim:
             raise mismatch("x", f"last axis D = {self.head_dim}", tensor_shape(x))
+        check_tensor("positions", positions, "... L", dtypes=None)
         batched = positions.dim() == 2 and x.dim() == 4 and positions.shape[0] in (1, x.shape[0])
         if positions.shape[-1:] != x.shape[-2:-1] or not (positions.dim() == 1 or batched):
             raise mismatch("positions", f"(L,) or (B, L) with L = {x.shape[-2]}", tensor_shape(positions))
-        angles = positions[..., None].to(torch.float32) * self.rates  # (L, D/2) or (B, L, D/2)
+        work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        angles = positions[..., None].to(work) * self.rates.to(work).to(x.device)  # (L, D/2) or (B, L, D/2)
         if batched:
             angles = angles[:, None]  # the same for every head
         cos, sin = angles.cos(), angles.sin()
         if self.pairing == "halves":
-            first, second = x.float().chunk(2, -1)
+            first, second = x.to(work).chunk(2, -1)
             turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
         else:
-            first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+            first, second = x.to(work).unflatten(-1, (-1, 2)).unbind(-1)
             turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
         return turned.to(x.dtype)
 
@@ -142,7 +151,7 @@ class T5RelativeBias(nn.Module):
     Args:
         num_heads: H.
         num_buckets: how many numbers for each head; even, at least 4.
-        max_distance: the distance at which the last bucket begins.
+        max_distance: sets how fast they grow; all distances from it on share the last bucket.
         bidirectional: whether keys may lie ahead of the query.
     Raises:
         ValueError: sizes out of range.

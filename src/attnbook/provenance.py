@@ -16,13 +16,11 @@ COLOPHON = "application/vnd.attnbook.colophon+json"
 PACKAGES = ("attnbook", "torch", "numpy", "scipy", "matplotlib", "accelerate")
 
 
-def seed(value: int = 0) -> int:
+def seed(value: int = 0) -> None:
     """Seed Python, NumPy and PyTorch, where each is loaded or loadable.
 
     Args:
         value: the seed, ≥ 0.
-    Returns:
-        The seed.
     """
     import numpy
     import torch
@@ -30,7 +28,6 @@ def seed(value: int = 0) -> int:
     random.seed(value)
     numpy.random.seed(value)
     torch.manual_seed(value)
-    return value
 
 
 def peak_memory() -> int | None:
@@ -76,7 +73,7 @@ def commit() -> str:
         run = lambda *words: subprocess.run(  # noqa: E731
             ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
         ).stdout.strip()
-        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--", "src") else "")
+        return run("rev-parse", "--short=12", "HEAD") + ("+" if run("status", "--porcelain", "--", ":/src") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

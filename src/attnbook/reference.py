@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from attnbook.shapes import mismatch
+from attnbook.shapes import describe, mismatch
 
 Array = NDArray[np.float64]
 
@@ -25,6 +25,14 @@ def _rows(function: Callable[[Array], Array], scores: Array) -> Array:
         if allowed.any():
             weights[index][allowed] = function(scores[index][allowed])
     return weights
+
+
+def _fitted(name: str, array: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """Broadcast a mask or a bias to the scores, or complain."""
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise mismatch(name, f"broadcastable to (B, H, L, S) = {shape}", f"shape {array.shape}") from None
 
 
 def softmax(z: Array) -> Array:
@@ -106,7 +114,7 @@ def attention(
     Returns:
         (B, H, L, Dv) float64; with return_weights also (B, H, L, S).
     Raises:
-        ValueError: shapes that do not match, a mask that is not boolean, an unknown normaliser.
+        ValueError: shapes that do not match, a mask that is not boolean, NaN among the scores, an unknown normaliser.
     """
     q, k, v = (np.asarray(x, dtype=np.float64) for x in (query, key, value))
     for name, x in (("query", q), ("key", k), ("value", v)):
@@ -119,16 +127,18 @@ def attention(
     k, v = (np.repeat(x, H // x.shape[1], axis=1) for x in (k, v))
     scores = np.einsum("bhld,bhsd->bhls", q, k) * (1 / np.sqrt(D) if scale is None else scale)
     if bias is not None:
-        scores = scores + np.asarray(bias, dtype=np.float64)
+        scores = scores + _fitted("bias", np.asarray(bias, dtype=np.float64), scores.shape)
+    if np.isnan(scores).any():
+        raise mismatch("query, key, bias", "no NaN among the scores", f"{np.isnan(scores).sum()} of {scores.size}")
     allowed = np.ones((B, H, L, S), dtype=bool)
     if attn_mask is not None:
         if np.asarray(attn_mask).dtype != bool:
             raise mismatch("attn_mask", "a bool array (True = may attend)", f"{np.asarray(attn_mask).dtype} array")
-        allowed &= np.asarray(attn_mask)
+        allowed &= _fitted("attn_mask", np.asarray(attn_mask), scores.shape)
     if is_causal:
         allowed &= np.arange(S) <= np.arange(L)[:, None] + (S - L)
     if not callable(normalizer) and normalizer not in (*NORMALIZERS, "sigmoid"):
-        raise mismatch("normalizer", "one of " + ", ".join(map(repr, (*NORMALIZERS, "sigmoid"))), normalizer)
+        raise mismatch("normalizer", "one of " + ", ".join(map(repr, (*NORMALIZERS, "sigmoid"))), describe(normalizer))
     if normalizer == "sigmoid":
         function = partial(sigmoid, n=S)
     else:

@@ -24,9 +24,11 @@ def _check(query: Tensor, key: Tensor, *, same_width: bool) -> None:
         raise mismatch("key", f"last axis D = {query.shape[-1]}, that of query", tensor_shape(key))
 
 
-def _check_weight(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
+def _check_weight(name: str, weight: Tensor, shape: tuple[int, ...], query: Tensor) -> None:
     if not isinstance(weight, Tensor) or tuple(weight.shape) != shape:
         raise mismatch(name, f"a tensor of shape {shape}", weight)
+    if weight.dtype != query.dtype:
+        raise mismatch(name, f"the type of query, {query.dtype}", str(weight.dtype))
 
 
 def dot(query: Tensor, key: Tensor) -> Tensor:
@@ -90,7 +92,7 @@ def bilinear(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
         ValueError: shapes or types that do not match.
     """
     _check(query, key, same_width=False)
-    _check_weight("weight", weight, (query.shape[-1], key.shape[-1]))
+    _check_weight("weight", weight, (query.shape[-1], key.shape[-1]), query)
     return dot(query @ weight, key)
 
 
@@ -115,8 +117,9 @@ def additive(query: Tensor, key: Tensor, query_weight: Tensor, key_weight: Tenso
     hidden = vector.shape[0] if isinstance(vector, Tensor) and vector.dim() == 1 else -1
     if hidden < 1:
         raise mismatch("vector", "a tensor (A)", vector)
-    _check_weight("query_weight", query_weight, (hidden, query.shape[-1]))
-    _check_weight("key_weight", key_weight, (hidden, key.shape[-1]))
+    _check_weight("query_weight", query_weight, (hidden, query.shape[-1]), query)
+    _check_weight("key_weight", key_weight, (hidden, key.shape[-1]), query)
+    _check_weight("vector", vector, (hidden,), query)
     pairs = (query @ query_weight.T)[..., :, None, :] + (key @ key_weight.T)[..., None, :, :]  # (…, L, S, A)
     return torch.tanh(pairs) @ vector
 

@@ -66,10 +66,10 @@ def check_tensor(argument: str, tensor: Any, axes: str, *, dtypes: Sequence[torc
     names = axes.split()
     shown = f"({', '.join(names)})"
     if not isinstance(tensor, Tensor):
-        raise mismatch(argument, f"a tensor {shown}", tensor)
+        raise mismatch(argument, f"a tensor {shown}", describe(tensor))
     fixed = [name for name in names if name != "..."]
     if tensor.dim() < len(fixed) or (len(fixed) == len(names) and tensor.dim() != len(names)):
-        raise mismatch(argument, f"a tensor {shown}", tensor)
+        raise mismatch(argument, f"a tensor {shown}", describe(tensor))
     if 0 in tensor.shape:
         raise mismatch(argument, f"a tensor {shown} with no empty axis", tensor)
     if dtypes is not None and tensor.dtype not in dtypes:
@@ -85,7 +85,7 @@ def check_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
         ValueError: it is none of them.
     """
     if value not in choices:
-        raise mismatch(argument, "one of " + ", ".join(map(repr, choices)), value)
+        raise mismatch(argument, "one of " + ", ".join(map(repr, choices)), describe(value))
     return value
 
 
@@ -96,7 +96,7 @@ def check_count(argument: str, value: Any, *, least: int = 1) -> int:
         ValueError: it is no integer, or a smaller one.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise mismatch(argument, f"an integer ≥ {least}", value)
+        raise mismatch(argument, f"an integer ≥ {least}", describe(value))
     return value
 
 
@@ -107,7 +107,7 @@ def check_probability(argument: str, value: Any) -> float:
         ValueError: it does not.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-        raise mismatch(argument, "a number in [0, 1)", value)
+        raise mismatch(argument, "a number in [0, 1)", describe(value))
     return float(value)
 
 
@@ -194,8 +194,19 @@ def check_mask(argument: str, mask: Any, target: Sequence[int], axes: str = "B H
         ValueError: it is no boolean tensor, or does not broadcast.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise mismatch(argument, "a bool tensor (True = may attend)", mask)
+        raise mismatch(argument, "a bool tensor (True = may attend)", describe(mask))
     return check_broadcastable(argument, mask, target, axes)
+
+
+def check_bias(argument: str, bias: Any, target: Sequence[int], axes: str = "B H L S") -> Tensor:
+    """Check that a bias is floating, free of NaN, and broadcasts to the scores.
+
+    Raises:
+        ValueError: it is no floating tensor, has a NaN, or does not broadcast.
+    """
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise mismatch(argument, "a floating tensor (a mask goes to attn_mask)", describe(bias))
+    return check_no_nan(argument, check_broadcastable(argument, bias, target, axes))
 
 
 def values_are_readable(tensor: Tensor) -> bool:

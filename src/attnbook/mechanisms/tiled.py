@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from attnbook.shapes import check_attention, check_broadcastable, check_count, check_mask, check_no_nan
+from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_no_nan
 
 # In what follows the H / Hkv query heads that share one key–value head are stacked: their rows enter one matrix
 # product.   q  (B·Hkv, G·Lb, D)   a block of Lb queries of all G = H / Hkv heads of a group
@@ -159,7 +159,7 @@ def tiled_attention(
     Returns:
         (B, H, L, Dv), dtype of query. Differentiable once in query, key, value and bias.
     Raises:
-        ValueError: shapes, types or a block size that do not fit; NaN in query or key.
+        ValueError: shapes, types or a block size that do not fit; NaN in query, key or bias.
     Cost: O(LSD) time, O(L + S) memory beyond inputs and output; the backward pass computes the scores a second time.
     """
     shape = check_attention(query, key, value)
@@ -170,6 +170,6 @@ def tiled_attention(
     if attn_mask is not None:
         attn_mask = check_mask("attn_mask", attn_mask, target)
     if bias is not None:
-        bias = check_broadcastable("bias", bias, target, "B H L S")
+        bias = check_bias("bias", bias, target)
     scale = shape.D**-0.5 if scale is None else float(scale)
     return _Tiled.apply(query, key, value, attn_mask, bias, is_causal, scale, block_size)

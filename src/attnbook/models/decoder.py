@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnbook.cache import StaticCache
-from attnbook.layers import NORMS, TransformerBlock
+from attnbook.layers import ACTIVATIONS, NORMS, TransformerBlock
 from attnbook.positions import RotaryEmbedding, sinusoidal
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
 
@@ -55,6 +55,8 @@ class DecoderConfig:
         for name in ("vocab_size", "context_length", "width", "depth", "num_heads"):
             check_count(name, getattr(self, name))
         check_choice("position", self.position, POSITIONS)
+        check_choice("norm", self.norm, tuple(NORMS))
+        check_choice("activation", self.activation, ACTIVATIONS)
 
     @classmethod
     def llama(

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from attnbook.shapes import check_count, check_tensor, mismatch
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Keep a model in evaluation mode for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def temper(logits: Tensor, temperature: float) -> Tensor:
@@ -53,6 +67,8 @@ def keep_nucleus(logits: Tensor, p: float) -> Tensor:
     """
     if not 0 < p <= 1:
         raise mismatch("p", "a number in (0, 1]", p)
+    if p == 1:
+        return logits  # rounding of the sums would lose the least probable
     ordered, index = logits.sort(-1, descending=True)
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability  # the mass of the tokens that are more probable
@@ -93,29 +109,27 @@ def generate(
     check_count("max_new_tokens", max_new_tokens)
     if temperature < 0:
         raise mismatch("temperature", "a number ≥ 0", temperature)
-    training = model.training
-    model.eval()
     limit = model.config.context_length if hasattr(model, "config") else None
     fits = limit is not None and tokens.shape[1] + max_new_tokens <= limit + 1
     caches = model.make_cache(len(tokens), limit) if fits else None
     state, unread = None, tokens
-    for _ in range(max_new_tokens):
-        if hasattr(model, "step"):
-            logits, state = model.step(unread, state)
-        elif caches is not None:
-            logits = model(unread, caches)
-        else:
-            logits = model(tokens[:, -limit:] if limit else tokens)
-        logits = logits[:, -1]
-        if temperature == 0:
-            unread = logits.argmax(-1, keepdim=True)
-        else:
-            logits = temper(logits, temperature)
-            logits = logits if top_k is None else keep_top_k(logits, top_k)
-            logits = logits if top_p is None else keep_nucleus(logits, top_p)
-            unread = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        tokens = torch.cat([tokens, unread], 1)
-    model.train(training)
+    with _evaluation(model):
+        for _ in range(max_new_tokens):
+            if hasattr(model, "step"):
+                logits, state = model.step(unread, state)
+            elif caches is not None:
+                logits = model(unread, caches)
+            else:
+                logits = model(tokens[:, -limit:] if limit else tokens)
+            logits = logits[:, -1]
+            if temperature == 0:
+                unread = logits.argmax(-1, keepdim=True)
+            else:
+                logits = temper(logits, temperature)
+                logits = logits if top_k is None else keep_top_k(logits, top_k)
+                logits = logits if top_p is None else keep_nucleus(logits, top_p)
+                unread = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            tokens = torch.cat([tokens, unread], 1)
     return tokens
 
 
@@ -136,16 +150,14 @@ def greedy_decode(model: nn.Module, source: Tensor, *, start: int, end: int, max
     """
     check_tensor("source", source, "B S", dtypes=(torch.int64,))
     check_count("max_length", max_length)
-    training = model.training
-    model.eval()
-    state = model.encode(source)
     token = source.new_full((len(source),), start)
     done = torch.zeros(len(source), dtype=torch.bool, device=source.device)
     produced = []
-    while len(produced) < max_length and not done.all():
-        logits, state = model.decode_step(token, state)
-        token = logits.argmax(-1).masked_fill(done, end)
-        done |= token == end
-        produced.append(token)
-    model.train(training)
+    with _evaluation(model):
+        state = model.encode(source)
+        while len(produced) < max_length and not done.all():
+            logits, state = model.decode_step(token, state)
+            token = logits.argmax(-1).masked_fill(done, end)
+            done |= token == end
+            produced.append(token)
     return torch.stack(produced, 1)

@@ -136,16 +136,13 @@ class KneserNey:
         """
         if not self.orders:
             raise mismatch("self", "a fitted model", "one without counts")
-        past = (
-            self._check(context)[-(self.order - 1) :]
-            if len(np.asarray(context)) and self.order > 1
-            else np.zeros(0, int)
-        )
+        past = np.asarray(context)
+        past = self._check(past)[::-1][: self.order - 1] if past.size else ()  # the newest first
         tokens = np.arange(self.vocab_size)
         probability = np.full(self.vocab_size, 1.0 / self.vocab_size)
         code = 0
         for n in range(1, len(past) + 2):
             probability = self._refine(probability, self.orders[n - 1], np.full_like(tokens, code), tokens)
             if n <= len(past):
-                code += int(past[-n]) * self.vocab_size ** (n - 1)
+                code += int(past[n - 1]) * self.vocab_size ** (n - 1)
         return probability

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from attnbook.normalizers import softmax
 from attnbook.scores import AdditiveScore, BilinearScore, dot
-from attnbook.shapes import check_choice, check_count, check_probability, check_tensor
+from attnbook.shapes import check_choice, check_count, check_probability, check_tensor, mismatch
 
 SCORES = ("none", "additive", "dot", "general", "concat")
 
@@ -37,8 +37,7 @@ class RNNSeq2Seq(nn.Module):
     ``score`` chooses how the decoder looks back:
 
     * "additive": {cite}`bahdanau2015`: the previous state queries the annotations, and their mix, the context, enters
-    the
-      recurrent step beside the previous token.
+      the recurrent step beside the previous token.
     * "dot", "general", "concat": {cite}`luong2015`, global attention: the new state queries the annotations, and the
       context joins it before the output. We leave out input feeding.
     * "none": {cite}`cho2014`: one fixed vector, made of the encoder's last states, enters every step instead.
@@ -54,7 +53,7 @@ class RNNSeq2Seq(nn.Module):
         dropout: of embeddings and output, in training.
         pad: the token that fills up sources; it gets no weight.
     Raises:
-        ValueError: sizes below 1, an unknown score.
+        ValueError: sizes below 1, an odd width, an unknown score.
     """
 
     def __init__(
@@ -70,7 +69,8 @@ class RNNSeq2Seq(nn.Module):
         super().__init__()
         check_count("source_vocab", source_vocab)
         check_count("target_vocab", target_vocab)
-        check_count("width", width, least=2)
+        if check_count("width", width, least=2) % 2:
+            raise mismatch("width", "an even integer", width)
         self.score_name, self.pad, self.width = check_choice("score", score, SCORES), pad, width
         self.source_embedding = nn.Embedding(source_vocab, width)
         self.target_embedding = nn.Embedding(target_vocab, width)
@@ -150,7 +150,7 @@ class RNNSeq2Seq(nn.Module):
         Returns:
             (B, T, V), unnormalised log-probabilities.
         Raises:
-            ValueError: another rank.
+            ValueError: another rank, or batch sizes that differ.
         """
         return self.forward_with_weights(source, target)[0]
 
@@ -158,6 +158,8 @@ class RNNSeq2Seq(nn.Module):
         """Score as :meth:`forward` does, and return the weights (B, T, S) too."""
         check_tensor("target", target, "B T", dtypes=(torch.int64,))
         state = self.encode(source)
+        if len(target) != len(source):
+            raise mismatch("target", f"batch size {len(source)}, that of source", target)
         if self.score_name == "additive":  # each context depends on the step before: no way around the loop
             logits, weights = [], []
             for token in target.unbind(1):

@@ -71,7 +71,8 @@ class Transformer(nn.Module):
         pad: int = 0,
     ):
         super().__init__()
-        for name, size in (("source_vocab", source_vocab), ("target_vocab", target_vocab), ("depth", depth)):
+        sizes = {"source_vocab": source_vocab, "target_vocab": target_vocab}
+        for name, size in {**sizes, "width": width, "depth": depth, "num_heads": num_heads}.items():
             check_count(name, size)
         check_choice("position", position, POSITIONS)
         self.pad, self.max_length = pad, check_count("max_length", max_length)
@@ -113,8 +114,8 @@ class Transformer(nn.Module):
         Raises:
             ValueError: another rank, or more positions than max_length.
         """
-        mask = (source != self.pad)[:, None, None, :]
         memory = self._embed("source", source, self.source_embedding)
+        mask = (source != self.pad)[:, None, None, :]
         for block in self.encoder:
             memory = block(memory, attn_mask=mask)
         return TransformerState(self.encoder_norm(memory), mask, [])
@@ -166,6 +167,9 @@ class Transformer(nn.Module):
         Returns:
             (B, T, V), unnormalised log-probabilities.
         Raises:
-            ValueError: another rank, or more positions than max_length.
+            ValueError: another rank, batch sizes that differ, or more positions than max_length.
         """
-        return self._decode(target, self.encode(source))
+        state = self.encode(source)
+        if isinstance(target, Tensor) and target.dim() == 2 and len(target) != len(source):
+            raise mismatch("target", f"batch size {len(source)}, that of source", target)
+        return self._decode(target, state)

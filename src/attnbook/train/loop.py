@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,8 +61,10 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
 
 def _accelerator(precision: str) -> Any:
     """Return Accelerate's view of this machine: its GPU where there is one, its processor otherwise."""
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its progress bars miss a widget that nobody here needs
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # each run chooses its precision, whatever the last one chose
     return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
@@ -131,31 +134,33 @@ def fit(
     history, stream = History(), _endless(batches)
     model.train()
     started = time.perf_counter()
-    for step in range(steps):
-        batch = _to(next(stream), accelerator.device)
-        for group, peak in zip(prepared.param_groups, peaks, strict=True):
-            group["lr"] = peak * factor(step)
-        with accelerator.autocast():
-            value = loss(wrapped, batch)
-        history.losses.append(value.item())
-        if not math.isfinite(history.losses[-1]):
-            raise NonFiniteLoss(f"step {step}: the loss is {history.losses[-1]}")
-        prepared.zero_grad(set_to_none=True)
-        accelerator.backward(value)
-        if clip is not None:
-            accelerator.clip_grad_norm_(model.parameters(), clip)
-        prepared.step()
-        if progress is not None:
-            progress(step + 1, history.losses[-1])
-        if evaluate is not None and ((step + 1) % every == 0 or step + 1 == steps):
-            paused = time.perf_counter()
-            model.eval()
-            with torch.no_grad():
-                history.evaluations.append((step + 1, evaluate(model)))
-            model.train()
-            started += time.perf_counter() - paused
+    try:
+        for step in range(steps):
+            batch = _to(next(stream), accelerator.device)
+            for group, peak in zip(prepared.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor(step)
+            with accelerator.autocast():
+                value = loss(wrapped, batch)
+            history.losses.append(value.item())
+            if not math.isfinite(history.losses[-1]):
+                raise NonFiniteLoss(f"step {step}: the loss is {history.losses[-1]}")
+            prepared.zero_grad(set_to_none=True)
+            accelerator.backward(value)
+            if clip is not None:
+                accelerator.clip_grad_norm_(model.parameters(), clip)
+            prepared.step()
+            if progress is not None:
+                progress(step + 1, history.losses[-1])
+            if evaluate is not None and ((step + 1) % every == 0 or step + 1 == steps):
+                paused = time.perf_counter()
+                model.eval()
+                with torch.no_grad():
+                    history.evaluations.append((step + 1, evaluate(model)))
+                model.train()
+                started += time.perf_counter() - paused
+    finally:  # mixed precision wraps model.forward: give it back as it was
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     history.seconds = time.perf_counter() - started
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     return history
 
 
@@ -163,6 +168,9 @@ def _to(batch: Any, device: torch.device) -> Any:
     """Move the tensors of a batch to a device."""
     if isinstance(batch, Tensor):
         return batch.to(device)
+    if isinstance(batch, dict):
+        return {name: _to(part, device) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return type(batch)(_to(part, device) for part in batch)
+        parts = [_to(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)  # a named tuple takes its parts
     return batch
