@@ -27,7 +27,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src"
-EXECUTED = ROOT / "_build" / "executed"
+EXECUTED = Path(os.environ.get("ATTNBOOK_BUILD") or ROOT / "_build") / "executed"
 MACHINERY = ("requirements-lock.txt", "tools/compare.py", "tools/execute.py", "tools/nbval_chapters.py")
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "_build"
+BUILD = Path(os.environ.get("ATTNBOOK_BUILD") or ROOT / "_build")
 STAGE = BUILD / "source"
 COPIED = ("_config.yml", "_toc.yml", "index.md", "book", "CHANGELOG.md", "CITATION.cff")
 ASSETS = {
