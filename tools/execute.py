@@ -88,8 +88,7 @@ def key(path: Path) -> str:
     code = code_of(notebook)
     modules = sorted(set().union(*(dependencies(name) for name in imports(code)), set()))
     files = [path, *(ROOT / name for name in MACHINERY), *(module_file(name) for name in modules)]
-    text = code + "".join(module_file(name).read_text(encoding="utf-8") for name in modules)
-    files += [result for result in sorted((ROOT / "results").glob("*.json")) if f'"{result.stem}' in text]
+    files += [result for result in sorted((ROOT / "results").glob("*.json")) if f'"{result.stem}' in code]
     for file in files:
         total.update(file.name.encode() + b"\0" + file.read_bytes())
     total.update(f"{platform.python_version()} {platform.machine()}".encode())
@@ -121,7 +120,8 @@ def main() -> None:
         return
     for path in stale:
         (EXECUTED / f"{path.stem}.key").unlink(missing_ok=True)
-    environment = {**os.environ, "CHAPTERS_OUT": str(EXECUTED), "PYTHONPATH": str(ROOT / "tools")}
+    path = os.pathsep.join(filter(None, [str(ROOT / "tools"), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "CHAPTERS_OUT": str(EXECUTED), "PYTHONPATH": path}
     environment["CHAPTERS_SHOW_DIFFERENCES"] = "1" if options.show_differences else "0"
     longest_first = sorted(stale, key=_seconds, reverse=True)
     status = subprocess.run(

@@ -7,8 +7,10 @@
     lab               open the notebooks in JupyterLab
     setup             only make the environment (.venv)
     unit, lint, format, chapters, pages, audit      parts of the above
+    new NAME          begin a chapter: drafts/NAME.md, from the template
     text NAME         write a chapter as MyST text to drafts/NAME.md, for editing
     notebook NAME     turn drafts/NAME.md into the chapter, executed, in the form in which it is committed
+    form [NAME]       what chapters lack of the chapter standard, as far as a program can see
     lock              make requirements-lock.txt and package-lock.json anew from their pins
     plants            break the book on purpose, and see that each break is noticed
     clean             remove what was built
@@ -246,6 +248,8 @@ COMMANDS = {
     "chapters": lambda *names: (setup(), chapters(*names)),
     "pages": lambda: (setup(), render("--strict"), pages()),
     "audit": lambda: (setup(), pages()),
+    "new": lambda *names: (setup(), python("tools/notebooks.py", "new", *names)),
+    "form": lambda *names: (setup(), python("tools/form.py", *names)),
     "text": lambda *names: (setup(), python("tools/notebooks.py", "text", *names)),
     "notebook": lambda *names: (setup(), python("tools/notebooks.py", "build", *names)),
     "lock": lock,

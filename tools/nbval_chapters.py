@@ -17,6 +17,7 @@ from typing import Any
 
 import nbformat
 import pytest
+
 from compare import compare
 
 OUT = "CHAPTERS_OUT"

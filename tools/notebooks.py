@@ -1,5 +1,6 @@
 """Keep the chapters in the form in which they are committed.
 
+    python tools/notebooks.py new NAME        begin drafts/NAME.md from tools/template.md
     python tools/notebooks.py text NAME …     write drafts/NAME.md, MyST text for editing
     python tools/notebooks.py build NAME …    turn drafts/NAME.md into notebooks/NAME.ipynb: executed, tidy
     python tools/notebooks.py run [NAME …]    execute chapters again and store what they print
@@ -12,6 +13,7 @@ makes anew), steady ids, little metadata.
 from __future__ import annotations
 
 import copy
+import re
 import sys
 import time
 from pathlib import Path
@@ -77,6 +79,18 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(CHAPTERS)}}).execute()
 
 
+def begin(name: str) -> str:
+    """Return the template as the text of a new chapter.
+
+    Args:
+        name: two digits, a hyphen, and lower-case words: 03-multi-head.
+    """
+    if not re.fullmatch(r"\d\d(-[a-z0-9]+)+", name):
+        sys.exit(f"expected a name like 03-multi-head, got {name!r}")
+    text = (ROOT / "tools" / "template.md").read_text(encoding="utf-8")
+    return text.replace("99-template", name).replace("99", name[:2]).replace("{{number}}", str(int(name[:2])))
+
+
 def _store(notebook: nbformat.NotebookNode, name: str, started: float) -> None:
     nbformat.write(tidy(notebook), CHAPTERS / f"{name}.ipynb")
     print(f"{name}: executed in {time.monotonic() - started:.0f} s", flush=True)
@@ -88,7 +102,14 @@ def main(words: list[str]) -> None:
 
     command, names = words[0], words[1:]
     everything = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
-    if command == "text":
+    if command == "new" and names:
+        DRAFTS.mkdir(exist_ok=True)
+        path = DRAFTS / f"{names[0]}.md"
+        if path.exists():
+            sys.exit(f"{path} is there already")
+        path.write_text(begin(names[0]), encoding="utf-8")
+        print(path)
+    elif command == "text":
         DRAFTS.mkdir(exist_ok=True)
         for name in names or everything:
             notebook = jupytext.read(CHAPTERS / f"{name}.ipynb")

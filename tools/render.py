@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,11 +94,11 @@ def main() -> None:
     ]
     words += ["--all"] + (["-W", "-n", "--keep-going"] if options.strict else [])
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    shown = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
-    if result.returncode or (not options.strict and shown):
-        print("\n".join(line.replace(str(STAGE) + os.sep, "") for line in shown[-60:]))
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout + result.stderr).replace(str(STAGE) + os.sep, "").splitlines()
+    troubles = [line for line in lines if re.search(r"\b(WARNING|ERROR|CRITICAL)\b|Error\b", line)]
+    print("\n".join(troubles or (lines[-30:] if result.returncode else [])), end="\n" if troubles else "")
     if result.returncode:
-        sys.exit("the book could not be built; the lines above say why")
+        sys.exit("the book could not be built: the lines above say why")
     shutil.rmtree(BUILD / "html", ignore_errors=True)
     shutil.move(BUILD / "site" / "_build" / "html", BUILD / "html")
     pages = sum(1 for _ in (BUILD / "html").rglob("*.html"))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import html
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import chapters
-import page_fixes
 import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
+
+import chapters
+import page_fixes
+
+REPOSITORY = "https://github.com/attnbook/attnbook"
 
 
 def _chapters(app: Sphinx) -> None:
@@ -181,8 +186,27 @@ def _myst_roles(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
     lines[:] = [re.sub(r"\{([\w:]+)\}`([^`]+)`", r":\1:`\2`", line) for line in lines]
 
 
+def _source_address(domain: str, info: dict[str, str]) -> str | None:
+    """Return where the source of a documented object is shown."""
+    if domain != "py" or not info["module"]:
+        return None
+    thing = import_module(info["module"])
+    for name in info["fullname"].split("."):
+        thing = getattr(thing, name, None)
+    thing = inspect.unwrap(thing) if callable(thing) else thing
+    try:
+        lines, start = inspect.getsourcelines(thing)
+        name = thing.__module__.replace(".", "/")
+    except (TypeError, OSError):
+        return None
+    package = Path(inspect.getsourcefile(thing)).name == "__init__.py"
+    file = f"src/{name}/__init__.py" if package else f"src/{name}.py"
+    return f"{REPOSITORY}/blob/main/{file}#L{start}-L{start + len(lines) - 1}"
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register everything."""
+    app.config.linkcode_resolve = _source_address
     app.add_directive("claims-ledger", Ledger)
     app.add_directive("chapter-status", Status)
     app.add_directive("book-contents", Contents)

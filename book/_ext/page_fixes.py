@@ -62,11 +62,10 @@ def _no_buttons_in_an_epub(app: Sphinx) -> None:
 
 # What the audit found in the stock pages, and what it is replaced by.
 _REPLACEMENTS = (
-    (r'<div class="bd-sidebar-primary', '<div role="navigation" aria-label="Book" class="bd-sidebar-primary'),
+    (r'<div id="pst-primary-sidebar"', '<div id="pst-primary-sidebar" role="navigation" aria-label="Book"'),
     (r' role="doc-biblioentry"', ""),
     (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
     (r' aria-label="Toggle hidden content"', ""),
-    (r"</li>\n<ul>(.*?)</ul><li>", r"<ul>\1</ul></li>\n<li>"),  # the index of modules nests its lists wrongly
 )
 
 
@@ -78,6 +77,7 @@ def _mend_pages(app: Sphinx, exception: Exception | None) -> None:
     # The theme's web font has drawn the icons: the 1.5 MB script that draws them a second time is not needed.
     for script in out.glob("_static/scripts/fontawesome.js*"):
         script.write_text("/* the icons come from the web font */\n")
+    Path(out, "prf-prf.html").unlink(missing_ok=True)  # an index of theorems that nothing leads to
     for page in out.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         mended = text

@@ -239,6 +239,8 @@ def label_lines(ax: Axes, labels: Mapping[Any, str] | None = None, *, gap: float
         labels: names by line, where the lines' own are not wanted.
         gap: the least distance between two names, as a share of the axis' height.
     """
+    ax.autoscale_view()
+    ax.get_xlim(), ax.get_ylim()  # settles the limits, which matplotlib leaves for later
     chosen = [(line, (labels or {}).get(line, line.get_label())) for line in ax.get_lines()]
     ends = []
     for line, name in chosen:
@@ -307,7 +309,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str)
         if len(row) != len(header):
             raise mismatch("rows", f"{len(header)} cells in each", f"{len(row)}")
     if not caption.strip():
-        raise mismatch("caption", "what the table says", caption)
+        raise mismatch("caption", "what the table says", describe(caption))
     return Table(header, rows, caption)
 
 
