@@ -135,7 +135,7 @@ def setup():
         "installing what the lock file names", *(pip + ["--no-deps", "--require-hashes", "-r", "requirements-lock.txt"])
     )
     install("installing attnbook", *(pip + ["--no-deps", "--no-build-isolation", "-e", "."]))
-    install("fetching the pages' assets", npm(), "ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts")
+    install("fetching the pages' assets", *npm("ci", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"))
     if os.path.isdir(os.path.join(ROOT, ".git")):  # so that `git diff` shows chapters as text
         converter = '"%s" -m jupytext --to md:myst --output -' % PYTHON
         subprocess.call(["git", "config", "diff.notebook.textconv", converter], cwd=ROOT)
@@ -143,8 +143,11 @@ def setup():
     say("the environment is ready")
 
 
-def npm():
-    return os.path.join(node_folder(), "npm.cmd" if os.name == "nt" else "npm")
+def npm(*words):
+    """The wheel's own npm command is a copy of a link, which runs nowhere: give its script to node."""
+    folder = node_folder() if os.name == "nt" else os.path.join(os.path.dirname(node_folder()), "lib")
+    script = os.path.join(folder, "node_modules", "npm", "bin", "npm-cli.js")
+    return [os.path.join(node_folder(), "node"), script] + list(words)
 
 
 def lint():
@@ -223,7 +226,7 @@ def lock():
     options = "--universal --python-version 3.11 --generate-hashes --no-emit-package torch --no-annotate --no-header"
     pins = ("requirements.txt", "requirements-data.txt", "-o", "requirements-lock.txt", "--upgrade", "--quiet")
     python("-m", "uv", "pip", "compile", *(options.split() + list(pins)))
-    run(npm(), "install", "--package-lock-only", "--silent", "--no-audit", "--no-fund")
+    run(*npm("install", "--package-lock-only", "--silent", "--no-audit", "--no-fund"))
 
 
 def clean():

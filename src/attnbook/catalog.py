@@ -9,7 +9,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from attnbook.functional import attention
-from attnbook.mechanisms import tiled_attention
+from attnbook.mechanisms import hard_attention, local_attention, tiled_attention
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,28 @@ _ALL = (
         time="O(N²D)",
         memory="O(N)",
         chapter="15-flash",
+    ),
+    Mechanism(
+        name="local attention",
+        function=local_attention,
+        paper="luong2015",
+        exact=False,
+        causal="mask",
+        time="O(N²D)",
+        memory="O(N²)",
+        chapter="01-alignment",
+        error="softmax inside a window, times a Gaussian around its middle: rows sum to less than one",
+    ),
+    Mechanism(
+        name="hard attention",
+        function=hard_attention,
+        paper="xu2015",
+        exact=False,
+        causal="mask",
+        time="O(N²D)",
+        memory="O(N²)",
+        chapter="01-alignment",
+        error="one value, drawn with the weights as probabilities; its mean is softmax attention",
     ),
 )
 

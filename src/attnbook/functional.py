@@ -32,7 +32,12 @@ BACKENDS = ("auto", "reference", "sdpa", "tiled")
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
-    """Give every query head its own copy of the key or value head that it shares: (B, Hkv, S, D) → (B, H, S, D)."""
+    """Give every query head its own copy of the key or value head that it shares: (B, Hkv, S, D) → (B, H, S, D).
+
+    Args:
+        x: (B, Hkv, S, D).
+        heads: H, a multiple of Hkv.
+    """
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 

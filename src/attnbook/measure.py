@@ -109,11 +109,21 @@ def count_flops(function: Callable[[], Any]) -> int:
     Args:
         function: what to measure.
     Returns:
-        Operations, as PyTorch's ``FlopCounterMode`` counts them.
+        Operations, as PyTorch's ``FlopCounterMode`` counts them, products in place and the processor's fused attention
+        included, which it passes over. Inside fused attention all pairs count, causal or not.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    import torch
+    from torch.utils import flop_counter
 
-    with FlopCounterMode(display=False) as counter:
+    aten = torch.ops.aten
+    formulas = {
+        aten.addmm_: flop_counter.addmm_flop,
+        aten.baddbmm_: flop_counter.baddbmm_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: flop_counter.sdpa_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_counter.sdpa_backward_flop,
+    }
+    more = {operation: formula.__wrapped__ for operation, formula in formulas.items()}
+    with flop_counter.FlopCounterMode(display=False, custom_mapping=more) as counter:
         function()
     return counter.get_total_flops()
 

@@ -333,6 +333,8 @@ NORMALIZERS: dict[str, Normalizer] = {
 def resolve(normalizer: str | Normalizer) -> Normalizer:
     """Return the normaliser of that name, or the callable itself.
 
+    Args:
+        normalizer: a name, or a function called as ``(scores, *, mask) -> weights``.
     Raises:
         ValueError: a name that is not in :data:`NORMALIZERS`.
     """

@@ -54,7 +54,11 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: str = "cpu") -> str:
-    """Name the processor, or the accelerator, that a result was computed on."""
+    """Name the processor, or the accelerator, that a result was computed on.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1".
+    """
     if device != "cpu":
         import torch
 

@@ -36,30 +36,52 @@ def _fitted(name: str, array: NDArray, shape: tuple[int, ...]) -> NDArray:
 
 
 def softmax(z: Array) -> Array:
-    """exp(zᵢ) / Σⱼ exp(zⱼ), for one row."""
+    """exp(zᵢ) / Σⱼ exp(zⱼ), for one row.
+
+    Args:
+        z: the allowed scores.
+    """
     e = np.exp(z - z.max())
     return e / e.sum()
 
 
 def softmax_off_by_one(z: Array) -> Array:
-    """exp(zᵢ) / (1 + Σⱼ exp(zⱼ)), for one row."""
+    """exp(zᵢ) / (1 + Σⱼ exp(zⱼ)), for one row.
+
+    Args:
+        z: the allowed scores.
+    """
     top = max(z.max(), 0.0)
     e = np.exp(z - top)
     return e / (np.exp(-top) + e.sum())
 
 
 def scalable_softmax(z: Array, strength: float = 1.0) -> Array:
-    """Softmax of s · log n · z, for one row."""
+    """Softmax of s · log n · z, for one row.
+
+    Args:
+        z: the n allowed scores.
+        strength: s.
+    """
     return softmax(strength * np.log(len(z)) * z)
 
 
 def sigmoid(z: Array, n: int) -> Array:
-    """σ(zᵢ − log n), for one row of an axis of n positions."""
+    """σ(zᵢ − log n), for one row of an axis of n positions.
+
+    Args:
+        z: the allowed scores.
+        n: positions of the axis, allowed or not.
+    """
     return 1 / (1 + n * np.exp(-z))
 
 
 def sparsemax(z: Array) -> Array:
-    """Project one row onto the simplex, by sorting ({cite}`martins2016`, algorithm 1)."""
+    """Project one row onto the simplex, by sorting ({cite}`martins2016`, algorithm 1).
+
+    Args:
+        z: the allowed scores.
+    """
     ordered = np.sort(z)[::-1]
     sums = np.cumsum(ordered)
     k = np.arange(1, len(z) + 1)
@@ -68,7 +90,12 @@ def sparsemax(z: Array) -> Array:
 
 
 def entmax(z: Array, alpha: float = 1.5) -> Array:
-    """α-entmax of one row, by halving an interval for its threshold ({cite}`peters2019`, eq. 13)."""
+    """α-entmax of one row, by halving an interval for its threshold ({cite}`peters2019`, eq. 13).
+
+    Args:
+        z: the allowed scores.
+        alpha: α > 1.
+    """
     z = (alpha - 1) * z
     low, high = z.max() - 1, z.max()
     for _ in range(200):
@@ -182,6 +209,8 @@ def attention_gradients(
         query, key, value, attn_mask=attn_mask, bias=bias, is_causal=is_causal, scale=scale, return_weights=True
     )
     q, k, v, g = (np.asarray(x, dtype=np.float64) for x in (query, key, value, grad_output))
+    if g.shape != (*q.shape[:3], v.shape[3]):
+        raise mismatch("grad_output", f"(B, H, L, Dv) = {(*q.shape[:3], v.shape[3])}", f"shape {g.shape}")
     factor = 1 / np.sqrt(q.shape[3]) if scale is None else scale
     groups = q.shape[1] // k.shape[1]
     k, v = (np.repeat(x, groups, axis=1) for x in (k, v))

@@ -28,7 +28,11 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def describe(value: Any) -> str:
-    """Say briefly what a value is: dtype and shape of a tensor, type and value of anything else."""
+    """Say briefly what a value is: dtype and shape of a tensor, type and value of anything else.
+
+    Args:
+        value: anything.
+    """
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     if value is None or isinstance(value, (bool, int, float, str, tuple)):
@@ -81,6 +85,10 @@ def check_tensor(argument: str, tensor: Any, axes: str, *, dtypes: Sequence[torc
 def check_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
     """Check that an argument is one of a few names.
 
+    Args:
+        argument: the parameter's name.
+        value: what the caller passed.
+        choices: the names admitted.
     Raises:
         ValueError: it is none of them.
     """
@@ -92,6 +100,10 @@ def check_choice(argument: str, value: Any, choices: Sequence[str]) -> str:
 def check_count(argument: str, value: Any, *, least: int = 1) -> int:
     """Check that an argument is an integer no smaller than ``least``.
 
+    Args:
+        argument: the parameter's name.
+        value: what the caller passed.
+        least: the smallest admitted.
     Raises:
         ValueError: it is no integer, or a smaller one.
     """
@@ -103,6 +115,9 @@ def check_count(argument: str, value: Any, *, least: int = 1) -> int:
 def check_probability(argument: str, value: Any) -> float:
     """Check that an argument lies in [0, 1).
 
+    Args:
+        argument: the parameter's name.
+        value: what the caller passed.
     Raises:
         ValueError: it does not.
     """
@@ -157,12 +172,20 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape
 
 
 def describe_dtype(tensor: Tensor) -> str:
-    """Name a tensor's element type."""
+    """Name a tensor's element type.
+
+    Args:
+        tensor: any.
+    """
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def tensor_shape(tensor: Tensor) -> str:
-    """Name a tensor's shape."""
+    """Name a tensor's shape.
+
+    Args:
+        tensor: any.
+    """
     return f"shape {tuple(tensor.shape)}"
 
 
@@ -190,6 +213,11 @@ def check_broadcastable(argument: str, tensor: Tensor, target: Sequence[int], ax
 def check_mask(argument: str, mask: Any, target: Sequence[int], axes: str = "B H L S") -> Tensor:
     """Check that a mask is boolean (True = may attend) and broadcasts to the scores.
 
+    Args:
+        argument: the parameter's name.
+        mask: what the caller passed.
+        target: the shape of the scores.
+        axes: the target's axes for the message.
     Raises:
         ValueError: it is no boolean tensor, or does not broadcast.
     """
@@ -201,6 +229,11 @@ def check_mask(argument: str, mask: Any, target: Sequence[int], axes: str = "B H
 def check_bias(argument: str, bias: Any, target: Sequence[int], axes: str = "B H L S") -> Tensor:
     """Check that a bias is floating, free of NaN, and broadcasts to the scores.
 
+    Args:
+        argument: the parameter's name.
+        bias: what the caller passed.
+        target: the shape of the scores.
+        axes: the target's axes for the message.
     Raises:
         ValueError: it is no floating tensor, has a NaN, or does not broadcast.
     """
@@ -214,6 +247,9 @@ def values_are_readable(tensor: Tensor) -> bool:
 
     It is not on an accelerator (the host would wait), inside ``torch.compile``, under ``torch.func`` transforms, nor
     for tensors without storage. Checks of values are left out there; checks of shapes and types never are.
+
+    Args:
+        tensor: any.
     """
     return (
         tensor.device.type == "cpu"
@@ -226,6 +262,9 @@ def values_are_readable(tensor: Tensor) -> bool:
 def check_no_nan(argument: str, tensor: Tensor) -> Tensor:
     """Check that no element is NaN, where :func:`values_are_readable`.
 
+    Args:
+        argument: the parameter's name.
+        tensor: floating.
     Raises:
         ValueError: some element is NaN; the message counts them.
     """

@@ -29,7 +29,12 @@ def from_weights(weights: ArrayLike) -> Links:
 
 
 def diagonal(source_length: int, target_length: int) -> Links:
-    """Link each target word to the source word at the same relative place: what one can do without looking."""
+    """Link each target word to the source word at the same relative place: what one can do without looking.
+
+    Args:
+        source_length: words of the source.
+        target_length: words of the target.
+    """
     check_count("source_length", source_length)
     check_count("target_length", target_length)
     return frozenset(

@@ -24,5 +24,10 @@ def edit_distance(first: Sequence, second: Sequence) -> int:
 
 
 def nearest_reference(found: Sequence, references: Sequence[Sequence]) -> tuple[int, int]:
-    """Return the distance to the nearest of several references, and that reference's length."""
+    """Return the distance to the nearest of several references, and that reference's length.
+
+    Args:
+        found: what was produced.
+        references: at least one.
+    """
     return min((edit_distance(found, reference), len(reference)) for reference in references)

@@ -20,7 +20,11 @@ def _setting(text: str) -> tuple[str, object]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and run."""
+    """Parse the command line and run.
+
+    Args:
+        arguments: those of the command line by default.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m attnbook.experiments", description="Run a grid and store its results."
     )

@@ -39,12 +39,26 @@ class Task:
 
 
 def build(score: str, task: Task, *, width: int = 192) -> RNNSeq2Seq:
-    """Build a recurrent model with one of the scores."""
+    """Build a recurrent model with one of the scores.
+
+    Args:
+        score: as for :class:`attnbook.models.RNNSeq2Seq`.
+        task: for the vocabularies.
+        width: of the model.
+    """
     return RNNSeq2Seq(len(task.greek), len(task.english), width, score=score, dropout=0.2)
 
 
 def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 32, seed: int = 0) -> History:
-    """Train with AdamW at 2 · 10⁻³, warm-up and cosine decay."""
+    """Train with AdamW at 2 · 10⁻³, warm-up and cosine decay.
+
+    Args:
+        model: trained in place.
+        task: the verses.
+        steps: how many updates.
+        batch_size: verses a step.
+        seed: of the batches.
+    """
     return fit(
         model,
         sequence_loss(),
@@ -80,7 +94,13 @@ def attention_of(model: RNNSeq2Seq, task: Task, verses: list[AlignedVerse], *, s
 
 
 def measure(*, score: str, steps: int, seed: int) -> dict[str, Any]:
-    """Train one model on all verses, without a look at the alignments; return how its attention agrees with them."""
+    """Train one model on all verses, without a look at the alignments; return how its attention agrees with them.
+
+    Args:
+        score: as for :func:`build`.
+        steps: as for :func:`train`.
+        seed: of weights and batches.
+    """
     from attnbook.provenance import seed as set_seed
 
     set_seed(seed)

@@ -20,7 +20,12 @@ LARGER = {"depth": 6, "width": 192, "context": 256, "batch_size": 16, "steps": 3
 
 
 def windows(text: CharacterText, context: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut the validation text into windows that do not overlap, and yield them in batches (inputs, targets)."""
+    """Cut the validation text into windows that do not overlap, and yield them in batches (inputs, targets).
+
+    Args:
+        text: its validation part is cut.
+        context: length of a window.
+    """
     count = (len(text.validation) - 1) // context
     inputs = text.validation[: count * context].view(count, context)
     targets = text.validation[1 : count * context + 1].view(count, context)
@@ -29,7 +34,13 @@ def windows(text: CharacterText, context: int) -> Iterator[tuple[Tensor, Tensor]
 
 
 def validation_loss(model: nn.Module, text: CharacterText, context: int) -> float:
-    """Return the mean negative log-likelihood of the validation text, in nats a character, window by window."""
+    """Return the mean negative log-likelihood of the validation text, in nats a character, window by window.
+
+    Args:
+        model: maps tokens to logits.
+        text: its validation part is scored.
+        context: length of a window.
+    """
     device = next(model.parameters()).device
     total = count = 0
     for batch in windows(text, context):
@@ -40,7 +51,13 @@ def validation_loss(model: nn.Module, text: CharacterText, context: int) -> floa
 
 @torch.no_grad()
 def loss_by_position(model: nn.Module, text: CharacterText, context: int) -> list[float]:
-    """Return the mean loss at each position of the validation windows: what more context is worth."""
+    """Return the mean loss at each position of the validation windows: what more context is worth.
+
+    Args:
+        model: maps tokens to logits.
+        text: its validation part is scored.
+        context: length of a window.
+    """
     device = next(model.parameters()).device
     model.eval()
     total, count = torch.zeros(context), 0
@@ -52,7 +69,16 @@ def loss_by_position(model: nn.Module, text: CharacterText, context: int) -> lis
 
 
 def build(model: str, text: CharacterText, *, depth: int, width: int, context: int, dropout: float) -> nn.Module:
-    """Build a GPT (one head for each 32 components), or an LSTM."""
+    """Build a GPT (one head for each 32 components), or an LSTM.
+
+    Args:
+        model: "gpt" or "lstm".
+        text: for its characters.
+        depth: blocks or layers.
+        width: of the model.
+        context: the most positions of the GPT.
+        dropout: in training.
+    """
     if model == "gpt":
         return Decoder(
             DecoderConfig(len(text.characters), context, width, depth, max(width // 32, 1), bias=False, dropout=dropout)
@@ -104,7 +130,14 @@ def train(
 
 
 def measure(*, model: str, learning_rate: float, seed: int, **shape: Any) -> dict[str, Any]:
-    """Train one model; return its curve, its size, and text that it wrote."""
+    """Train one model; return its curve, its size, and text that it wrote.
+
+    Args:
+        model: as for :func:`build`.
+        learning_rate: the peak.
+        seed: of weights, windows and sample.
+        shape: what else :func:`build` and :func:`train` take.
+    """
     from attnbook.models import generate
     from attnbook.provenance import seed as set_seed
 

@@ -36,18 +36,41 @@ class Task:
 
 
 def build(score: str, task: Task, *, width: int = 128) -> RNNSeq2Seq:
-    """Build a recurrent model with one of the scores, or with "none"."""
+    """Build a recurrent model with one of the scores, or with "none".
+
+    Args:
+        score: as for :class:`attnbook.models.RNNSeq2Seq`.
+        task: for the vocabularies.
+        width: of the model.
+    """
     return RNNSeq2Seq(len(task.letters), len(task.phones), width, score=score, dropout=0.1)
 
 
-def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 128, seed: int = 0) -> History:
-    """Train with AdamW at 3 · 10⁻³, warm-up and cosine decay."""
+def train(
+    model: nn.Module,
+    task: Task,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+) -> History:
+    """Train with AdamW, warm-up and cosine decay.
+
+    Args:
+        model: trained in place.
+        task: the dictionary.
+        steps: how many updates.
+        batch_size: words a step.
+        learning_rate: the peak.
+        seed: of the batches.
+    """
     return fit(
         model,
         sequence_loss(),
         task.batches(batch_size, torch.Generator().manual_seed(seed)),
         steps=steps,
-        learning_rate=3e-3,
+        learning_rate=learning_rate,
         schedule="cosine",
         warmup=min(100, steps // 10),
         clip=1.0,
@@ -55,7 +78,13 @@ def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 128, se
 
 
 def pronounce(model: nn.Module, task: Task, words: Sequence[str]) -> list[list[str]]:
-    """Return the phones that the model produces for each word, greedily."""
+    """Return the phones that the model produces for each word, greedily.
+
+    Args:
+        model: trained.
+        task: its numbering.
+        words: of any letters.
+    """
     found: list[list[str]] = []
     for i in range(0, len(words), 1024):
         source = pad_batch([task.letters.encode(word) for word in words[i : i + 1024]])
@@ -65,7 +94,13 @@ def pronounce(model: nn.Module, task: Task, words: Sequence[str]) -> list[list[s
 
 
 def score_by_length(model: nn.Module, task: Task, entries: Sequence[Pronunciation]) -> dict[str, list[int]]:
-    """Count, for each length of word: words, words right, edits, and phones of the nearest reference."""
+    """Count, for each length of word: words, words right, edits, and phones of the nearest reference.
+
+    Args:
+        model: trained.
+        task: its numbering.
+        entries: words with their true pronunciations.
+    """
     table: dict[int, list[int]] = {}
     for entry, found in zip(entries, pronounce(model, task, [entry.word for entry in entries]), strict=True):
         edits, phones = nearest_reference(tuple(found), (entry.phones, *entry.others))
@@ -76,7 +111,13 @@ def score_by_length(model: nn.Module, task: Task, entries: Sequence[Pronunciatio
 
 
 def measure(*, score: str, steps: int, seed: int) -> dict[str, Any]:
-    """Train one model; return its errors by length of word."""
+    """Train one model; return its errors by length of word.
+
+    Args:
+        score: as for :func:`build`.
+        steps: as for :func:`train`.
+        seed: of weights and batches.
+    """
     from attnbook.provenance import seed as set_seed
 
     set_seed(seed)

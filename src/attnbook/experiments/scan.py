@@ -40,7 +40,14 @@ class Task:
 
 
 def build(model: str, task: Task, *, position: str = "sinusoidal", dropout: float = 0.1) -> nn.Module:
-    """Build "rnn" (GRU with Luong's general score, width 200) or "transformer" (2 + 2 blocks, width 128)."""
+    """Build "rnn" (GRU with Luong's general score, width 200) or "transformer" (2 + 2 blocks, width 128).
+
+    Args:
+        model: which of the two.
+        task: for the vocabularies.
+        position: the Transformer's positions.
+        dropout: in training.
+    """
     if model == "rnn":
         return RNNSeq2Seq(len(task.source), len(task.target), 200, score="general", dropout=dropout)
     return Transformer(
@@ -49,7 +56,15 @@ def build(model: str, task: Task, *, position: str = "sinusoidal", dropout: floa
 
 
 def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 64, seed: int = 0) -> History:
-    """Train with AdamW at 10⁻³, warm-up and cosine decay."""
+    """Train with AdamW at 10⁻³, warm-up and cosine decay.
+
+    Args:
+        model: trained in place.
+        task: the split.
+        steps: how many updates.
+        batch_size: commands a step.
+        seed: of the batches.
+    """
     return fit(
         model,
         sequence_loss(),
@@ -64,7 +79,13 @@ def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 64, see
 
 @torch.no_grad()
 def decode_to_length(model: nn.Module, source: Tensor, lengths: list[int]) -> Tensor:
-    """Decode greedily, with an oracle for the length: the end is forbidden before the true one and forced there."""
+    """Decode greedily, with an oracle for the length: the end is forbidden before the true one and forced there.
+
+    Args:
+        model: trained.
+        source: (B, S) integers, padded.
+        lengths: of each true target, without its end.
+    """
     model.eval()
     state = model.encode(source)
     token = source.new_full((len(source),), START)
@@ -79,7 +100,14 @@ def decode_to_length(model: nn.Module, source: Tensor, lengths: list[int]) -> Te
 
 
 def predictions(model: nn.Module, task: Task, pairs: list[Pair], *, oracle: bool = False) -> list[list[str]]:
-    """Return the actions that the model produces for each command, greedily."""
+    """Return the actions that the model produces for each command, greedily.
+
+    Args:
+        model: trained.
+        task: its numbering.
+        pairs: commands with their true actions.
+        oracle: tell the model the true lengths.
+    """
     found: list[list[str]] = []
     for i in range(0, len(pairs), 512):
         part = pairs[i : i + 512]
@@ -93,7 +121,14 @@ def predictions(model: nn.Module, task: Task, pairs: list[Pair], *, oracle: bool
 
 
 def score(model: nn.Module, task: Task, pairs: list[Pair], *, oracle: bool = False) -> dict[str, Any]:
-    """Return the share of commands whose whole action sequence is right, in all and by the sequence's length."""
+    """Return the share of commands whose whole action sequence is right, in all and by the sequence's length.
+
+    Args:
+        model: trained.
+        task: its numbering.
+        pairs: commands with their true actions.
+        oracle: tell the model the true lengths.
+    """
     right: dict[int, list[bool]] = {}
     for (_, actions), found in zip(pairs, predictions(model, task, pairs, oracle=oracle), strict=True):
         right.setdefault(len(actions), []).append(tuple(found) == actions)
@@ -105,7 +140,15 @@ def score(model: nn.Module, task: Task, pairs: list[Pair], *, oracle: bool = Fal
 
 
 def measure(*, model: str, split: str, position: str, steps: int, seed: int) -> dict[str, Any]:
-    """Train one model on one split; return its accuracies."""
+    """Train one model on one split; return its accuracies.
+
+    Args:
+        model: as for :func:`build`.
+        split: as for :class:`Task`.
+        position: as for :func:`build`.
+        steps: as for :func:`train`.
+        seed: of weights and batches.
+    """
     from attnbook.provenance import seed as set_seed
 
     set_seed(seed)

@@ -16,7 +16,11 @@ from attnbook.train import History, fit, sequence_loss
 
 
 def words(sentence: str) -> list[str]:
-    """Cut a sentence into lower-case words and punctuation marks."""
+    """Cut a sentence into lower-case words and punctuation marks.
+
+    Args:
+        sentence: in any language that puts spaces between words.
+    """
     return re.findall(r"\w+|[^\w\s]", sentence.lower())
 
 
@@ -42,12 +46,26 @@ class Task:
 
 
 def build(score: str, task: Task, *, width: int = 192) -> RNNSeq2Seq:
-    """Build a recurrent model with one of the scores, or with "none"."""
+    """Build a recurrent model with one of the scores, or with "none".
+
+    Args:
+        score: as for :class:`attnbook.models.RNNSeq2Seq`.
+        task: for the vocabularies.
+        width: of the model.
+    """
     return RNNSeq2Seq(len(task.english), len(task.french), width, score=score, dropout=0.2)
 
 
 def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 64, seed: int = 0) -> History:
-    """Train with AdamW at 2 · 10⁻³, warm-up and cosine decay."""
+    """Train with AdamW at 2 · 10⁻³, warm-up and cosine decay.
+
+    Args:
+        model: trained in place.
+        task: the captions.
+        steps: how many updates.
+        batch_size: captions a step.
+        seed: of the batches.
+    """
     return fit(
         model,
         sequence_loss(),
@@ -61,7 +79,13 @@ def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 64, see
 
 
 def translate(model: nn.Module, task: Task, sentences: list[list[str]]) -> list[list[str]]:
-    """Translate greedily."""
+    """Translate greedily.
+
+    Args:
+        model: trained.
+        task: its numbering.
+        sentences: English words.
+    """
     found: list[list[str]] = []
     for i in range(0, len(sentences), 200):
         source = pad_batch([task.english.encode(sentence) for sentence in sentences[i : i + 200]])
@@ -71,7 +95,13 @@ def translate(model: nn.Module, task: Task, sentences: list[list[str]]) -> list[
 
 
 def measure(*, score: str, steps: int, seed: int) -> dict[str, Any]:
-    """Train one model; return its translations of the test set, from which any score can be computed."""
+    """Train one model; return its translations of the test set, from which any score can be computed.
+
+    Args:
+        score: as for :func:`build`.
+        steps: as for :func:`train`.
+        seed: of weights and batches.
+    """
     from attnbook.provenance import seed as set_seed
 
     set_seed(seed)

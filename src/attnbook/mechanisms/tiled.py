@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attnbook.mechanisms.online_softmax import OnlineSoftmax
 from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_no_nan
 
 # In what follows the H / Hkv query heads that share one key–value head are stacked: their rows enter one matrix
@@ -83,21 +84,12 @@ class _Tiled(torch.autograd.Function):
         log_sums = torch.empty(tiles.B, tiles.H, tiles.L, 1, dtype=tiles.work, device=query.device)
         for rows in tiles.queries():
             q = tiles.stack(query, rows)
-            top = q.new_full((*q.shape[:2], 1), -math.inf)  # the largest score so far
-            total = torch.zeros_like(top)  # Σ exp(score − top) so far
-            mix = q.new_zeros(*q.shape[:2], value.shape[3])  # Σ exp(score − top) · value so far
+            state = OnlineSoftmax.empty(q, value.shape[3])
             for columns in tiles.keys(rows):
                 s = tiles.scores(q, tiles.shared(key, columns), rows, columns, scale)
-                new_top = torch.maximum(top, s.amax(-1, keepdim=True))
-                finite_top = new_top.masked_fill(new_top == -math.inf, 0.0)  # a row still empty: exp(−∞ − 0) = 0
-                p = s.sub_(finite_top).exp_()
-                shrink = (top - finite_top).exp_()
-                total = total * shrink + p.sum(-1, keepdim=True)
-                mix = torch.baddbmm(mix.mul_(shrink), p, tiles.shared(value, columns))
-                top = new_top
-            seen = total > 0
-            output[:, :, rows] = tiles.unstack(mix / total.where(seen, 1.0)).to(output.dtype)
-            log_sums[:, :, rows] = tiles.unstack((top + total.log()).where(seen, 0.0))
+                state.absorb(s, tiles.shared(value, columns))
+            output[:, :, rows] = tiles.unstack(state.output()).to(output.dtype)
+            log_sums[:, :, rows] = tiles.unstack(state.log_sum())
         ctx.save_for_backward(query, key, value, mask, bias, output, log_sums)
         ctx.is_causal, ctx.scale, ctx.size = is_causal, scale, size
         return output
@@ -113,6 +105,7 @@ class _Tiled(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=tiles.work) if ctx.needs_input_grad[4] else None
         for rows in tiles.queries():
             q, go, o, lse = (tiles.stack(x, rows) for x in (query, grad_output, output, log_sums))
+            lse = lse.masked_fill(lse == -math.inf, 0.0)  # an empty row: exp(−∞ − 0) = 0, not NaN
             delta = (go * o).sum(-1, keepdim=True)  # rowsum(P ∘ dP), got from the output alone
             dq = torch.zeros_like(q)
             for columns in tiles.keys(rows):

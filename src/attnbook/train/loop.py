@@ -38,7 +38,12 @@ class History:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters: matrices and embeddings decay, biases and norms do not."""
+    """Split the trainable parameters: matrices and embeddings decay, biases and norms do not.
+
+    Args:
+        model: any.
+        weight_decay: of the matrices.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trainable if p.dim() >= 2], "weight_decay": weight_decay},
