@@ -128,6 +128,12 @@ def test_fit_recovers_planted_exponents_from_noisy_runs():
     assert 0.002 < np.std(errors) < 0.03
 
 
+def test_a_law_whose_floor_vanished_can_be_a_start():
+    found = fit(grid(), starts=LAW._replace(E=0.0))
+    assert np.isfinite(found.law).all()
+    assert np.isfinite(found.objective)
+
+
 def test_huber_shrugs_off_a_wrong_loss():
     runs = grid(noise=0.002)
     spoiled = runs._replace(loss=np.where(np.arange(len(runs.loss)) == len(runs.loss) // 2, 3 * runs.loss, runs.loss))

@@ -150,6 +150,16 @@ def test_scan(model, position):
     json.dumps(outcome)
 
 
+@pytest.mark.parametrize("model", ["rnn", "transformer"])
+def test_scan_models_of_other_sizes(model):
+    task = scan.Task("simple")
+    usual, small = scan.build(model, task), scan.build(model, task, width=8, depth=1)
+    count = lambda net: sum(parameter.numel() for parameter in net.parameters())  # noqa: E731
+    assert count(small) < count(usual) / 10
+    history = scan.train(small, task, steps=2, batch_size=4, learning_rate=1e-2)
+    assert len(history.losses) == 2
+
+
 def test_the_oracle_decides_the_length_and_nothing_else():
     task = scan.Task("simple")
     model = scan.build("rnn", task)

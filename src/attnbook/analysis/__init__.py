@@ -1,1 +1,1 @@
-"""Analysis: alignments, errors, scaling-law fits, memory traffic."""
+"""Analysis: alignments, errors, scaling-law fits, symmetries, memory traffic."""

@@ -179,7 +179,8 @@ def fit(
         if number is not None and not number > 0:
             raise mismatch(name, "a number > 0", number)
     if isinstance(starts, Law):
-        starts = [[np.log(starts.A), np.log(starts.B), np.log(starts.E), starts.alpha, starts.beta]]
+        sizes = np.maximum([starts.A, starts.B, starts.E], np.finfo(float).tiny)  # an E that vanished is 0
+        starts = [[*np.log(sizes), starts.alpha, starts.beta]]
     theta = np.array(STARTS if starts is None else starts, dtype=float)
     if theta.ndim != 2 or theta.shape[1] != 5:
         raise mismatch("starts", "rows of (log A, log B, log E, α, β)", f"shape {theta.shape}")

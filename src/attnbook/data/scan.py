@@ -52,16 +52,16 @@ CARDS = {
 }
 
 Pair = tuple[tuple[str, ...], tuple[str, ...]]
-_PRIMITIVES = {"walk": "I_WALK", "look": "I_LOOK", "run": "I_RUN", "jump": "I_JUMP"}
+PRIMITIVES = {"walk": "I_WALK", "look": "I_LOOK", "run": "I_RUN", "jump": "I_JUMP"}
 _TURNS = {"left": "I_TURN_LEFT", "right": "I_TURN_RIGHT"}
 
 
-def _verb_phrases() -> Iterator[Pair]:
+def verb_phrases() -> Iterator[Pair]:
     """Yield what a command repeats and joins: a verb, with a direction or without."""
-    for verb, action in _PRIMITIVES.items():
+    for verb, action in PRIMITIVES.items():
         yield (verb,), (action,)
-    for verb in (*_PRIMITIVES, "turn"):
-        action = (_PRIMITIVES[verb],) if verb in _PRIMITIVES else ()
+    for verb in (*PRIMITIVES, "turn"):
+        action = (PRIMITIVES[verb],) if verb in PRIMITIVES else ()
         for side, turn in _TURNS.items():
             yield (verb, side), (turn, *action)
             yield (verb, "opposite", side), (turn, turn, *action)
@@ -74,7 +74,7 @@ def generate() -> list[Pair]:
     Returns:
         All 20,910 pairs of a command and its actions.
     """
-    phrases = list(_verb_phrases())
+    phrases = list(verb_phrases())
     sentences = phrases + [
         ((*command, word), actions * times)
         for word, times in (("twice", 2), ("thrice", 3))

@@ -39,7 +39,15 @@ class Task:
             yield pad_batch([sources[i] for i in chosen]), *teacher_forcing([targets[i] for i in chosen])
 
 
-def build(model: str, task: Task, *, position: str = "sinusoidal", dropout: float = 0.1) -> nn.Module:
+def build(
+    model: str,
+    task: Task,
+    *,
+    position: str = "sinusoidal",
+    dropout: float = 0.1,
+    width: int | None = None,
+    depth: int = 2,
+) -> nn.Module:
     """Build "rnn" (GRU with Luong's general score, width 200) or "transformer" (2 + 2 blocks, width 128).
 
     Args:
@@ -47,22 +55,29 @@ def build(model: str, task: Task, *, position: str = "sinusoidal", dropout: floa
         task: for the vocabularies.
         position: the Transformer's positions.
         dropout: in training.
+        width: 200 or 128 by default.
+        depth: the Transformer's blocks on either side.
     """
+    vocabularies = len(task.source), len(task.target)
     if model == "rnn":
-        return RNNSeq2Seq(len(task.source), len(task.target), 200, score="general", dropout=dropout)
+        return RNNSeq2Seq(*vocabularies, width or 200, score="general", dropout=dropout)
+    width = width or 128
     return Transformer(
-        len(task.source), len(task.target), 128, 2, 4, hidden=256, max_length=64, position=position, dropout=dropout
+        *vocabularies, width, depth, 4, hidden=2 * width, max_length=64, position=position, dropout=dropout
     )
 
 
-def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 64, seed: int = 0) -> History:
-    """Train with AdamW at 10⁻³, warm-up and cosine decay.
+def train(
+    model: nn.Module, task: Task, *, steps: int, batch_size: int = 64, learning_rate: float = 1e-3, seed: int = 0
+) -> History:
+    """Train with AdamW, warm-up and cosine decay.
 
     Args:
         model: trained in place.
         task: the split.
         steps: how many updates.
         batch_size: commands a step.
+        learning_rate: the peak.
         seed: of the batches.
     """
     return fit(
@@ -70,7 +85,7 @@ def train(model: nn.Module, task: Task, *, steps: int, batch_size: int = 64, see
         sequence_loss(),
         task.batches(batch_size, torch.Generator().manual_seed(seed)),
         steps=steps,
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
         schedule="cosine",
         warmup=min(200, steps // 10),
         clip=1.0,
