@@ -2,7 +2,7 @@
 
 A claim compares a measured number with what a theorem or a paper says, within a stated tolerance. When it fails, the
 chapter fails. When it holds, the reader sees one row, and the notebook's output keeps a machine-readable record under
-the MIME type :data:`CLAIM`, from which the ledger page is made. The measured value is also glued under the claim's
+the MIME type ``CLAIM``, from which the ledger page is made. The measured value is also glued under the claim's
 name, so that prose can quote it.
 """
 

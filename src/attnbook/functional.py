@@ -142,7 +142,7 @@ def attention(
         bias: broadcastable to (B, H, L, S), float, added to the scaled scores.
         is_causal: let each query see its own position and earlier ones; where L ≠ S the ends are aligned.
         scale: factor of the scores; 1/√D by default.
-        normalizer: a name in :data:`attnbook.normalizers.NORMALIZERS`, or a callable ``(scores, *, mask) -> weights``.
+        normalizer: a name in ``NORMALIZERS``, or a callable ``(scores, *, mask) -> weights``.
         dropout_p: probability of dropping a weight, in [0, 1); the caller passes 0 outside training.
         return_weights: return the weights (before dropout) too.
         backend: "reference" builds the matrix, in PyTorch as it is written; "sdpa" is PyTorch's fused kernel; "tiled"

@@ -336,7 +336,7 @@ def resolve(normalizer: str | Normalizer) -> Normalizer:
     Args:
         normalizer: a name, or a function called as ``(scores, *, mask) -> weights``.
     Raises:
-        ValueError: a name that is not in :data:`NORMALIZERS`.
+        ValueError: a name that is not in ``NORMALIZERS``.
     """
     if callable(normalizer):
         return normalizer

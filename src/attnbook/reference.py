@@ -136,7 +136,7 @@ def attention(
         bias: broadcastable to (B, H, L, S), added to the scaled scores.
         is_causal: let query i see keys up to i + S − L (the ends are aligned).
         scale: factor of the scores; 1/√D by default.
-        normalizer: a name in :data:`NORMALIZERS`, "sigmoid", or a function of the allowed scores of one row.
+        normalizer: a name in ``NORMALIZERS``, "sigmoid", or a function of the allowed scores of one row.
         return_weights: return the weights too.
     Returns:
         (B, H, L, Dv) float64; with return_weights also (B, H, L, S).

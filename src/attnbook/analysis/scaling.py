@@ -48,7 +48,7 @@ class Law(NamedTuple):
 
     @property
     def G(self) -> float:
-        """The factor that divides a budget: N = G·(C/κ)^a and D = (C/κ)^b/G."""
+        """The factor G that divides a budget, as N = G·(C/κ)^a and D = (C/κ)^b/G."""
         return (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
 
     def allocate(self, compute: ArrayLike, *, flops: float = 6.0) -> tuple[Array, Array]:
@@ -158,7 +158,7 @@ def fit(
     Args:
         runs: at least five.
         delta: where Huber's loss turns from quadratic to linear, in units of log loss.
-        starts: a law to start from, or rows of (log A, log B, log E, α, β); :data:`STARTS` by default.
+        starts: a law to start from, or rows of (log A, log B, log E, α, β); ``STARTS`` by default.
         follow: of the starts, how many with the lowest objective are followed to a minimum.
         E: hold E at this value instead of fitting it.
         scale: by which the sum is multiplied before the optimiser sees it; the default makes it of order one to a

@@ -37,7 +37,7 @@ class Vocabulary:
         return len(self.tokens)
 
     def encode(self, sequence: Sequence[str]) -> list[int]:
-        """Turn tokens into numbers; unknown ones become :data:`UNKNOWN`."""
+        """Turn tokens into numbers; unknown ones become ``UNKNOWN``."""
         return [self.numbers.get(token, UNKNOWN) for token in sequence]
 
     def decode(self, numbers: Iterable[int]) -> list[str]:

@@ -87,7 +87,7 @@ def measure(
     The batch is as large as the tokens allow, as in {cite}`dao2024`, section 4.1.
 
     Args:
-        kernel: one of :data:`KERNELS`.
+        kernel: one of ``KERNELS``.
         length: L = S.
         backward: time forward and backward together.
         seed: of the data.

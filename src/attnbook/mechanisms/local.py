@@ -23,7 +23,7 @@ def local_weights(
 ) -> Tensor:
     """Normalise scores inside a window around each query's position, and favour its middle.
 
-    Keys s with |s − p| ≤ half_window share a softmax; the result is multiplied by exp(−(s − p)² / 2σ²) with
+    Keys s with ``|s − p| ≤ half_window`` share a softmax; the result is multiplied by exp(−(s − p)² / 2σ²) with
     σ = half_window / 2, and not normalised again ({cite}`luong2015`, eq. 10, "local-p"). Without the Gaussian this is
     their "local-m". Differentiable in the positions too, almost everywhere. Chapter: {ref}`sec-01-alignment`.
 

@@ -89,8 +89,8 @@ def generate(
 ) -> Tensor:
     """Continue a text, one sampled token after another.
 
-    A model with caches (:class:`attnbook.models.Decoder`) reads each token once while all fit its context; beyond that,
-    the last ``context_length`` tokens are read anew for each. A recurrent one carries its state along.
+    A model with caches (:class:`~attnbook.models.decoder.Decoder`) reads each token once while all fit its context;
+    beyond that, the last ``context_length`` tokens are read anew for each. A recurrent one carries its state along.
 
     Args:
         model: maps tokens (B, L) to logits (B, L, V); left in the mode that it was in.

@@ -17,7 +17,7 @@ def schedule(name: str, *, steps: int, warmup: int = 0, final: float = 0.0) -> C
     "linear" fall to ``final`` at the last step; "inverse_sqrt" falls as 1/√step ({cite}`vaswani2017`, eq. 3).
 
     Args:
-        name: one of :data:`SCHEDULES`.
+        name: one of ``SCHEDULES``.
         steps: length of the run.
         warmup: steps until the peak.
         final: the factor at the end of "cosine" and "linear".
