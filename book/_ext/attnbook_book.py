@@ -33,11 +33,11 @@ def _chapters(app: Sphinx) -> None:
     app.attnbook_chapters = found
 
 
-def _table(header: list[str], rows: list[list[str]], classes: str) -> nodes.raw:
+def _table(header: list[str], rows: list[list[str]], classes: str, label: str) -> nodes.raw:
     """Build a table; cells are HTML."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    markup = f'<div class="table-scroll" tabindex="0" role="region" aria-label="{classes}"><table class="{classes}">'
+    markup = f'<div class="table-scroll" tabindex="0" role="region" aria-label="{label}"><table class="{classes}">'
     return nodes.raw("", f"{markup}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>", format="html")
 
 
@@ -60,7 +60,7 @@ class Ledger(SphinxDirective):
             result.append(nodes.rubric("", f"Chapter {chapter.number}. {chapter.title}"))
             rows = [self._row(chapter, claim) for claim in chapter.claims]
             header = ["Holds", "Claim", "Claimed", "Measured", "Seeds", "The paper's value", "Source"]
-            result.append(_table(header, rows, "ledger"))
+            result.append(_table(header, rows, "ledger", f"Claims of {chapter.name}"))
         return result
 
     def _row(self, chapter: chapters.Chapter, claim: dict[str, Any]) -> list[str]:
@@ -102,7 +102,7 @@ class Status(SphinxDirective):
             )
         header = ["Chapter", "Code cells", "Claims held", "Exercises", "Processor time", "Peak memory"]
         line = f"Executed on one thread of: {device}." if device else ""
-        return [_table(header, rows, "status"), nodes.paragraph("", line)]
+        return [_table(header, rows, "status", "Status of the chapters"), nodes.paragraph("", line)]
 
 
 class Contents(SphinxDirective):
