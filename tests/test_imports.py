@@ -35,6 +35,7 @@ ORDER = (
     "data",
     "train",
     "measure",
+    "bench",
     "analysis",
     "figures",
     "experiments",

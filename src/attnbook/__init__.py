@@ -12,6 +12,7 @@ __all__ = ["attention", "claims", "masks", "mechanisms", "normalizers", "positio
 # Imported when first asked for, so that `import attnbook` stays quick.
 _LATER = (
     "analysis",
+    "bench",
     "cache",
     "catalog",
     "data",

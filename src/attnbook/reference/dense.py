@@ -1,8 +1,4 @@
-"""The specification: attention in NumPy, float64, as the formulas are written.
-
-Nothing here is shared with the rest of the library, and nothing is clever: every other form is tested against these
-functions.
-"""
+"""Attention and its normalisers in NumPy, row by row."""
 
 from __future__ import annotations
 
@@ -221,3 +217,43 @@ def attention_gradients(
     dv = np.einsum("bhls,bhld->bhsd", weights, g)
     fold = lambda x: x.reshape(x.shape[0], -1, groups, *x.shape[2:]).sum(2)  # noqa: E731
     return dq, fold(dk), fold(dv)
+
+
+def local_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    positions: ArrayLike | None = None,
+    half_window: float = 10,
+    gaussian: bool = True,
+    attn_mask: ArrayLike | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Array:
+    """Compute softmax inside a window around a position, times a Gaussian of the distance from it.
+
+    Args:
+        query: (B, H, L, D).
+        key: (B, Hkv, S, D).
+        value: (B, Hkv, S, Dv).
+        positions: broadcastable to (B, H, L); each query's own place, ends aligned, by default.
+        half_window: how far the window reaches to either side.
+        gaussian: multiply by the Gaussian of standard deviation ``half_window`` / 2.
+        attn_mask: as for :func:`attention`.
+        is_causal: as for :func:`attention`.
+        scale: as for :func:`attention`.
+    Returns:
+        (B, H, L, Dv) float64.
+    """
+    (B, H, L), S = np.shape(query)[:3], np.shape(key)[2]
+    places = np.arange(L) + (S - L) if positions is None else np.asarray(positions, dtype=np.float64)
+    distance = np.arange(S) - np.broadcast_to(places, (B, H, L))[..., None]
+    near = np.abs(distance) <= half_window
+    if attn_mask is not None:
+        near = near & np.asarray(attn_mask)
+    _, weights = attention(query, key, value, attn_mask=near, is_causal=is_causal, scale=scale, return_weights=True)
+    if gaussian:
+        weights = weights * np.exp(-(distance**2) / (2 * (half_window / 2) ** 2))
+    v = np.repeat(np.asarray(value, dtype=np.float64), H // np.shape(value)[1], axis=1)
+    return np.einsum("bhls,bhsd->bhld", weights, v)
