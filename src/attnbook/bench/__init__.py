@@ -1,1 +1,4 @@
-"""Benchmarks: our forms beside the best peers, interleaved in one process; ``python -m attnbook.bench`` prints the table."""
+"""Benchmarks: our forms beside the best peers, interleaved in one process.
+
+``python -m attnbook.bench`` prints the table.
+"""
