@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("ATTNBOOK_BUILD") or ROOT / "_build")
 STAGE = BUILD / "source"
-COPIED = ("_config.yml", "_toc.yml", "index.md", "book", "CHANGELOG.md", "CITATION.cff")
+COPIED = ("_config.yml", "_toc.yml", "index.md", "book", "CHANGELOG.md", "CITATION.cff", "results")
 ASSETS = {
     "katex/dist/katex.min.css": "katex/katex.min.css",
     "katex/dist/fonts": "katex/fonts",
@@ -45,6 +45,8 @@ def stage(*, strict: bool) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         found = ROOT / "node_modules" / source
         shutil.copytree(found, place) if found.is_dir() else shutil.copy(found, place)
+    if (BUILD / "conformance").is_dir():  # what the unit tests measured
+        shutil.copytree(BUILD / "conformance", STAGE / "conformance")
     (STAGE / "notebooks").mkdir()
     missing = []
     for committed in sorted((ROOT / "notebooks").glob("*.ipynb")):

@@ -16,7 +16,9 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 import chapters
+import library_pages
 import page_fixes
+from tables import lines_of, table
 
 REPOSITORY = "https://github.com/attnbook/attnbook"
 
@@ -31,14 +33,6 @@ def _chapters(app: Sphinx) -> None:
                 raise ExtensionError(f"claim {claim['id']!r} stands in {seen[claim['id']]} and in {chapter.name}")
             seen[claim["id"]] = chapter.name
     app.attnbook_chapters = found
-
-
-def _table(header: list[str], rows: list[list[str]], classes: str, label: str) -> nodes.raw:
-    """Build a table; cells are HTML."""
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    markup = f'<div class="table-scroll" tabindex="0" role="region" aria-label="{label}"><table class="{classes}">'
-    return nodes.raw("", f"{markup}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>", format="html")
 
 
 def _number(value: float) -> str:
@@ -60,7 +54,7 @@ class Ledger(SphinxDirective):
             result.append(nodes.rubric("", f"Chapter {chapter.number}. {chapter.title}"))
             rows = [self._row(chapter, claim) for claim in chapter.claims]
             header = ["Holds", "Claim", "Claimed", "Measured", "Seeds", "The paper's value", "Source"]
-            result.append(_table(header, rows, "ledger", f"Claims of {chapter.name}"))
+            result.append(table(header, rows, "ledger", f"Claims of {chapter.name}"))
         return result
 
     def _row(self, chapter: chapters.Chapter, claim: dict[str, Any]) -> list[str]:
@@ -102,7 +96,7 @@ class Status(SphinxDirective):
             )
         header = ["Chapter", "Code cells", "Claims held", "Exercises", "Processor time", "Peak memory"]
         line = f"Executed on one thread of: {device}." if device else ""
-        return [_table(header, rows, "status", "Status of the chapters"), nodes.paragraph("", line)]
+        return [table(header, rows, "status", "Status of the chapters"), nodes.paragraph("", line)]
 
 
 class Contents(SphinxDirective):
@@ -169,21 +163,17 @@ class DataCards(SphinxDirective):
                 *([f"- **Mind:** {card.note}"] if card.note else []),
             ]
             box = nodes.Element()
-            self.state.nested_parse(_string_list("\n".join(text)), self.content_offset, box)
+            self.state.nested_parse(lines_of(text, "data cards"), self.content_offset, box)
             section += box.children
             result.append(section)
         return result
 
 
-def _string_list(text: str) -> Any:
-    from docutils.statemachine import StringList
-
-    return StringList(text.split("\n"), "data cards")
-
-
 def _myst_roles(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings write roles in MyST's way; autodoc reads reStructuredText's."""
-    lines[:] = [re.sub(r"\{([\w:]+)\}`([^`]+)`", r":\1:`\2`", line) for line in lines]
+    """Docstrings write roles in MyST's way; autodoc reads reStructuredText's, and finds short names."""
+    for i, line in enumerate(lines):
+        line = re.sub(r"\{([\w:]+)\}`([^`]+)`", r":\1:`\2`", line)
+        lines[i] = re.sub(r":(func|class):`(?:attnbook\.mechanisms\.)?(\w+)`", r":\1:`.\2`", line)
 
 
 def _source_address(domain: str, info: dict[str, str]) -> str | None:
@@ -214,5 +204,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", _chapters, priority=100)
     app.connect("autodoc-process-docstring", _myst_roles, priority=100)
     app.connect("builder-inited", chapters.number_by_name, priority=900)
+    library_pages.setup(app)
     page_fixes.setup(app)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

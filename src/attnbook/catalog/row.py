@@ -36,14 +36,12 @@ class Mechanism:
         time: cost in time, for L = S = N.
         memory: memory beyond inputs and output.
         chapter: the chapter that treats it, as in its file's name.
-        specification: the function of :mod:`attnbook.reference` that computes the same in NumPy, from the same
-            arguments; None where the output is drawn at random, and its law is tested instead.
+        specification: the function of the reference that computes the same in NumPy; None where the output is random.
         error: for an approximation, the law of its error; for another function, what it computes.
         masks: which ``attn_mask`` it takes: "pairs" (any), "keys" (the same for all queries: padding), "none".
         lengths: "any", or "equal" where it needs L = S.
         inputs: the arguments that ``example`` does not make: query, key and value, or none.
-        example: given the shape of a call and a generator, makes the further arguments, random ones in float64; for
-            tests, benchmarks and the chapters that run every mechanism.
+        example: makes the further arguments for a call of a given shape, random ones in float64 from a generator.
     """
 
     name: str
