@@ -1,13 +1,13 @@
 """Causal attention with a matrix-valued state: one recurrence, computed whole, in chunks, or token by token.
 
-The state S is a matrix D × Dv, a memory that maps keys to values. Each token lets it decay, writes to it, and reads it:
+The state S is a matrix D × Dv, a memory that maps keys to values. Each token lets it decay, writes, and reads::
 
     S ← Diag(exp a) S        a ≤ 0: log decays, one for each channel of the key, one for all of them, or none
     u = v,  or  β (v − Sᵀk)  the value itself, or (delta rule) what the memory still gets wrong about it
     S ← S + k uᵀ
     o = Sᵀ q
 
-In a chunk that S enters, unrolled, with b the cumulative sum of a, and A(x, y) = tril(Σ_d x_id y_jd exp(b_id − b_jd)):
+In a chunk that S enters, unrolled, with b the cumulative sum of a, and A(x, y) = tril(Σ_d x_id y_jd exp(b_id − b_jd))::
 
     O = (Q ∘ exp b) S + A(Q, K) U        U = V, or the solution of (I + tril(β A(K, K), −1)) U = β (V − (K ∘ exp b) S)
     S ← Diag(exp b_C) S + (K ∘ exp(b_C − b))ᵀ U
