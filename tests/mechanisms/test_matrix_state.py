@@ -66,14 +66,15 @@ def with_gradients(function, given: dict[str, Tensor], **options: Any) -> list[T
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk_size", CHUNKS)
-def test_all_forms_are_equal_forward_and_backward(kind, chunk_size):
-    given = {**draw(kind, 33), "state": torch.randn(B, H, D, DV, dtype=torch.float64, requires_grad=True)}
-    options = {"attn_mask": torch.rand(B, 1, 1, 33) < 0.8, "chunk_size": chunk_size}
-    expected = with_gradients(function_of(kind), given, form="recurrent", **options)
-    for form in ("chunked", "parallel"):
-        for found, wanted in zip(with_gradients(function_of(kind), given, form=form, **options), expected, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+def test_all_forms_are_equal_forward_and_backward(kind):
+    given = {**draw(kind, 70), "state": torch.randn(B, H, D, DV, dtype=torch.float64, requires_grad=True)}
+    mask = torch.rand(B, 1, 1, 70) < 0.8
+    expected = with_gradients(function_of(kind), given, form="recurrent", attn_mask=mask)
+    others = [{"form": "parallel"}, *({"form": "chunked", "chunk_size": size} for size in CHUNKS)]
+    for options in others:
+        found = with_gradients(function_of(kind), given, attn_mask=mask, **options)
+        for ours, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, wanted, rtol=1e-12, atol=1e-12, msg=lambda text, o=options: f"{o}: {text}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,8 +272,8 @@ def test_work_grows_linearly_in_chunks_and_quadratically_in_parallel(kind):
         given = {name: x.detach() for name, x in draw(kind, n, B=1, H=1, Hkv=1, D=4, Dv=4).items()}
         return count_flops(lambda: function_of(kind)(**given, form=form, chunk_size=16))
 
-    assert flops("chunked", 512) == 4 * flops("chunked", 128)
-    assert flops("parallel", 512) > 8 * flops("parallel", 128)
+    assert flops("chunked", 256) == 4 * flops("chunked", 64)
+    assert flops("parallel", 256) > 6 * flops("parallel", 64)
 
 
 @pytest.mark.parametrize("kind", KINDS)
