@@ -16,16 +16,26 @@ from attnbook.reference.dense import (
     softmax_off_by_one,
     sparsemax,
 )
+from attnbook.reference.state import (
+    delta_rule_attention,
+    gated_linear_attention,
+    retention_attention,
+    ssd_attention,
+)
 
 __all__ = [
     "NORMALIZERS",
     "attention",
     "attention_gradients",
+    "delta_rule_attention",
     "entmax",
+    "gated_linear_attention",
     "local_attention",
+    "retention_attention",
     "scalable_softmax",
     "sigmoid",
     "softmax",
     "softmax_off_by_one",
     "sparsemax",
+    "ssd_attention",
 ]
