@@ -23,6 +23,7 @@ _LATER = (
     "layers",
     "measure",
     "models",
+    "pretrained",
     "provenance",
     "shapes",
     "train",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attnbook.cache import StaticCache
 from attnbook.functional import attention
 from attnbook.positions import RotaryEmbedding
-from attnbook.shapes import check_choice, check_count, check_probability, check_tensor, mismatch, tensor_shape
+from attnbook.shapes import check_choice, check_count, check_probability, check_tensor, describe, mismatch, tensor_shape
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 ACTIVATIONS = ("relu", "gelu", "swiglu")
@@ -172,6 +172,60 @@ class MultiHeadAttention(nn.Module):
         return ours.train(module.training)
 
 
+def make_norm(kind: str, width: int, eps: float | None = None) -> nn.Module:
+    """Make a norm over the last axis.
+
+    Args:
+        kind: "layer" ({cite}`ba2016`) or "rms" ({cite}`zhang2019`).
+        width: E.
+        eps: added to the variance; PyTorch's default by default.
+    Raises:
+        ValueError: an unknown kind, an eps that is not positive.
+    """
+    check_choice("norm", kind, tuple(NORMS))
+    if eps is None:
+        return NORMS[kind](width)
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not eps > 0:
+        raise mismatch("norm_eps", "a number > 0", describe(eps))
+    return NORMS[kind](width, eps=eps)
+
+
+class Trace(NamedTuple):
+    """What a stack of blocks did, for a look inside.
+
+    Attributes:
+        hidden: the residual stream (B, L, E) before the first block and after each.
+        weights: of each block's self-attention, (B, H, L, S).
+        cross_weights: of each block's cross-attention; empty where there is none.
+    """
+
+    hidden: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+    cross_weights: tuple[Tensor, ...] = ()
+
+
+def run_blocks(
+    blocks: Iterable[TransformerBlock], x: Tensor, *, caches: Sequence[StaticCache] | None = None, **options: Any
+) -> tuple[Tensor, Trace]:
+    """Run a stack of blocks, and keep what each made.
+
+    Args:
+        blocks: in their order.
+        x: (B, L, E).
+        caches: of the self-attentions, one for each block.
+        options: passed on to :meth:`TransformerBlock.forward`.
+    Returns:
+        (B, L, E), and the trace.
+    """
+    hidden, weights, cross = [x], [], []
+    for i, block in enumerate(blocks):
+        x, own, other = block(x, cache=caches[i] if caches else None, need_weights=True, **options)
+        hidden.append(x)
+        weights.append(own)
+        cross += [] if other is None else [other]
+    return x, Trace(tuple(hidden), tuple(weights), tuple(cross))
+
+
 class FeedForward(nn.Module):
     """Transform each position on its own: expand, apply a non-linearity, project back.
 
@@ -224,6 +278,7 @@ class TransformerBlock(nn.Module):
         hidden: width of the feed-forward network; 4E by default.
         cross_attention: give the block a second attention, to an encoder's output.
         norm: "layer" or "rms".
+        norm_eps: what the norms add to the variance; PyTorch's default by default.
         norm_first: pre-norm rather than post-norm.
         activation: as for :class:`FeedForward`.
         bias: give all projections biases.
@@ -241,6 +296,7 @@ class TransformerBlock(nn.Module):
         hidden: int | None = None,
         cross_attention: bool = False,
         norm: str = "layer",
+        norm_eps: float | None = None,
         norm_first: bool = True,
         activation: str = "gelu",
         bias: bool = True,
@@ -248,20 +304,20 @@ class TransformerBlock(nn.Module):
         **attention_options: Any,
     ):
         super().__init__()
-        make_norm = NORMS[check_choice("norm", norm, tuple(NORMS))]
         self.norm_first = norm_first
         self.attention = MultiHeadAttention(width, num_heads, bias=bias, dropout=dropout, **attention_options)
-        self.attention_norm = make_norm(width)
+        self.attention_norm = make_norm(norm, width, norm_eps)
         self.cross = MultiHeadAttention(width, num_heads, bias=bias, dropout=dropout) if cross_attention else None
-        self.cross_norm = make_norm(width) if cross_attention else None
+        self.cross_norm = make_norm(norm, width, norm_eps) if cross_attention else None
         self.feed_forward = FeedForward(width, hidden, activation=activation, bias=bias)
-        self.feed_forward_norm = make_norm(width)
+        self.feed_forward_norm = make_norm(norm, width, norm_eps)
         self.dropout = nn.Dropout(check_probability("dropout", dropout))
 
-    def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Tensor]) -> Tensor:
-        if self.norm_first:
-            return x + self.dropout(part(norm(x)))
-        return norm(x + self.dropout(part(x)))
+    def _add(self, x: Tensor, norm: nn.Module, part: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor | None]:
+        made = part(norm(x) if self.norm_first else x)
+        added, weights = made if isinstance(made, tuple) else (made, None)
+        x = x + self.dropout(added)
+        return (x if self.norm_first else norm(x)), weights
 
     def forward(
         self,
@@ -272,7 +328,8 @@ class TransformerBlock(nn.Module):
         memory_mask: Tensor | None = None,
         is_causal: bool = False,
         cache: StaticCache | None = None,
-    ) -> Tensor:
+        need_weights: bool = False,
+    ) -> Any:
         """Update the residual stream.
 
         Args:
@@ -282,18 +339,21 @@ class TransformerBlock(nn.Module):
             memory_mask: broadcastable to (B, H, L, S), bool.
             is_causal: causal self-attention.
             cache: of the self-attention.
+            need_weights: return the weights of both attentions too.
         Returns:
-            (B, L, E).
+            (B, L, E); with need_weights also the self-attention's weights (B, H, L, L) and the cross-attention's
+            (B, H, L, S), or None where there is none.
         Raises:
             ValueError: a memory without cross-attention or the reverse, and as for the parts.
         """
         if (memory is None) != (self.cross is None):
             raise mismatch("memory", "None" if self.cross is None else "a tensor (B, S, E)", memory)
-        x = self._add(
-            x,
-            self.attention_norm,
-            lambda y: self.attention(y, attn_mask=attn_mask, is_causal=is_causal, cache=cache),
-        )
+        options = {"attn_mask": attn_mask, "is_causal": is_causal, "cache": cache, "need_weights": need_weights}
+        x, weights = self._add(x, self.attention_norm, lambda y: self.attention(y, **options))
+        cross_weights = None
         if self.cross is not None:
-            x = self._add(x, self.cross_norm, lambda y: self.cross(y, memory, attn_mask=memory_mask))
-        return self._add(x, self.feed_forward_norm, self.feed_forward)
+            x, cross_weights = self._add(
+                x, self.cross_norm, lambda y: self.cross(y, memory, attn_mask=memory_mask, need_weights=need_weights)
+            )
+        x, _ = self._add(x, self.feed_forward_norm, self.feed_forward)
+        return (x, weights, cross_weights) if need_weights else x

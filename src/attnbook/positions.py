@@ -69,7 +69,7 @@ class RotaryEmbedding(nn.Module):
         self.head_dim, self.base = head_dim, _check_base(base)
         self.pairing = check_choice("pairing", pairing, PAIRINGS)
         # No buffer: a model turned to half precision would round the rates, and with them every angle.
-        self.rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        self.rates = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Rotate queries or keys.

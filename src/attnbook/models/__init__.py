@@ -1,19 +1,27 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
 from attnbook.models.decoder import Decoder, DecoderConfig
+from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
 from attnbook.models.generation import generate, greedy_decode
 from attnbook.models.lstm import LSTMLanguageModel
 from attnbook.models.ngram import KneserNey
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
+from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.transformer import Transformer
 
 __all__ = [
     "Decoder",
     "DecoderConfig",
+    "Encoder",
+    "EncoderConfig",
     "KneserNey",
     "LSTMLanguageModel",
+    "MaskedLanguageHead",
     "RNNSeq2Seq",
+    "SpeechConfig",
+    "SpeechTransformer",
     "Transformer",
     "generate",
     "greedy_decode",
+    "mean_pool",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnbook.cache import StaticCache
-from attnbook.layers import ACTIVATIONS, NORMS, TransformerBlock
+from attnbook.layers import ACTIVATIONS, NORMS, TransformerBlock, make_norm, run_blocks
 from attnbook.positions import RotaryEmbedding, sinusoidal
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
 
@@ -29,6 +30,8 @@ class DecoderConfig:
         hidden: width of the feed-forward networks; 4E by default.
         position: "learned", "sinusoidal", "rotary" or "none".
         norm: "layer" or "rms".
+        norm_eps: what the norms add to the variance; PyTorch's default by default.
+        rotary_base: of rotary positions.
         activation: "relu", "gelu" or "swiglu".
         bias: give the projections biases.
         tie: use the embedding as the output projection too ({cite}`press2017`).
@@ -45,6 +48,8 @@ class DecoderConfig:
     hidden: int | None = None
     position: str = "learned"
     norm: str = "layer"
+    norm_eps: float | None = None
+    rotary_base: float = 10000.0
     activation: str = "gelu"
     bias: bool = True
     tie: bool = True
@@ -109,13 +114,16 @@ class Decoder(nn.Module):
             self.register_buffer("position", sinusoidal(config.context_length, E), persistent=False)
         else:
             self.position = None
-        rotary = RotaryEmbedding(E // config.num_heads) if config.position == "rotary" else None
+        rotary = None
+        if config.position == "rotary":
+            rotary = RotaryEmbedding(E // config.num_heads, base=config.rotary_base)
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 E,
                 config.num_heads,
                 hidden=config.hidden,
                 norm=config.norm,
+                norm_eps=config.norm_eps,
                 activation=config.activation,
                 bias=config.bias,
                 dropout=config.dropout,
@@ -124,7 +132,7 @@ class Decoder(nn.Module):
             )
             for _ in range(config.depth)
         )
-        self.norm = NORMS[config.norm](E)
+        self.norm = make_norm(config.norm, E, config.norm_eps)
         self.output = nn.Linear(E, config.vocab_size, bias=False)
         if config.tie:
             self.output.weight = self.embedding.weight
@@ -166,14 +174,15 @@ class Decoder(nn.Module):
             for _ in self.blocks
         ]
 
-    def forward(self, tokens: Tensor, caches: list[StaticCache] | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, caches: list[StaticCache] | None = None, *, return_trace: bool = False) -> Any:
         """Score the token that follows each position.
 
         Args:
             tokens: (B, L) integers below V.
             caches: from :meth:`make_cache`; the tokens are taken to follow those that it holds.
+            return_trace: return what every block did, too.
         Returns:
-            (B, L, V), unnormalised log-probabilities.
+            (B, L, V), unnormalised log-probabilities; with return_trace also a :class:`attnbook.layers.Trace`.
         Raises:
             ValueError: another rank, or more positions than the context length.
         """
@@ -188,6 +197,9 @@ class Decoder(nn.Module):
         if self.position is not None:
             x = x + self.position[start:end]
         x = self.dropout(x)
+        if return_trace:
+            x, trace = run_blocks(self.blocks, x, caches=caches, is_causal=True)
+            return self.output(self.norm(x)), trace
         for i, block in enumerate(self.blocks):
             x = block(x, is_causal=True, cache=caches[i] if caches else None)
         return self.output(self.norm(x))
