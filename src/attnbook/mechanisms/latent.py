@@ -137,6 +137,8 @@ class LatentAttention(nn.Module):
     ):
         super().__init__()
         check_count("embed_dim", embed_dim)
+        if check_count("rope_dim", rope_dim, least=2) % 2:
+            raise mismatch("rope_dim", "an even integer", rope_dim)
         self.num_heads = check_count("num_heads", num_heads)
         self.latent_dim, self.head_dim = check_count("latent_dim", latent_dim), check_count("head_dim", head_dim)
         self.value_dim = head_dim if value_dim is None else check_count("value_dim", value_dim)
