@@ -12,7 +12,7 @@ from attnbook.positions import RotaryEmbedding, alibi_bias, relative_scores, rel
 from attnbook.shapes import check_tensor, mismatch, tensor_shape
 
 
-def _table(argument: str, table: Tensor, query: Tensor, *, width: int, rows: str, fits: bool | None = None) -> Tensor:
+def _table(argument: str, table: Tensor, query: Tensor, *, width: int, rows: str, fits: bool = True) -> Tensor:
     """Check a table of vectors for relative positions, and bring it into the working type.
 
     Args:
@@ -186,7 +186,7 @@ def music_attention(
     """
     scores, mask, value = naive_scores(query, key, value, attn_mask=attn_mask, is_causal=True, scale=scale)
     S, D = value.shape[2], query.shape[3]
-    table = _table("table", table, query, width=D, rows="R ≥ 1 rows", fits=True)
+    table = _table("table", table, query, width=D, rows="R ≥ 1 rows")
     R = table.shape[-2]
     nearest = (torch.arange(S, device=table.device) + (R - S)).clamp(min=0)  # distances S − 1, …, 0
     factor = D**-0.5 if scale is None else scale
