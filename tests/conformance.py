@@ -117,10 +117,10 @@ def arguments(case: Case, layout: str, L: int, S: int, seed: int = 0) -> dict[st
     given: dict[str, Any] = {}
     if case.row.inputs:
         given = dict(zip(("query", "key", "value"), draw(layout, shape, case.dtype, generator), strict=True))
-        if case.row.causal == "mask":
-            given["is_causal"] = case.is_causal
         if (mask := mask_for(layout, case.row, shape, generator)) is not None:
             given["attn_mask"] = mask
+    if case.row.causal == "mask":
+        given["is_causal"] = case.is_causal
     for name, x in made.items():
         floating = isinstance(x, Tensor) and x.is_floating_point()
         given[name] = x.to(case.dtype).requires_grad_() if floating else x

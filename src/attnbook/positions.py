@@ -103,7 +103,7 @@ class RotaryEmbedding(nn.Module):
         return turned.to(x.dtype)
 
 
-def alibi_slopes(H: int) -> Tensor:
+def alibi_slopes(H: int, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return one slope for each head: a geometric sequence from 2^(−8/H) down to 2^(−8) ({cite}`press2022`, §3).
 
     Where H is no power of two, the paper's code takes the slopes of the next lower power and fills up with every other
@@ -111,8 +111,9 @@ def alibi_slopes(H: int) -> Tensor:
 
     Args:
         H: number of heads.
+        dtype: of the result.
     Returns:
-        (H,) float32, positive.
+        (H,), positive.
     Raises:
         ValueError: H below 1.
     """
@@ -120,10 +121,12 @@ def alibi_slopes(H: int) -> Tensor:
     power = 2 ** int(math.log2(H))
     slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
     slopes += [2 ** (-8 * i / (2 * power)) for i in range(1, 2 * (H - power), 2)]
-    return torch.tensor(slopes)
+    return torch.tensor(slopes, dtype=dtype)
 
 
-def alibi_bias(H: int, L: int, S: int | None = None, *, device: torch.device | None = None) -> Tensor:
+def alibi_bias(
+    H: int, L: int, S: int | None = None, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Return ALiBi's penalty, −slope · distance ({cite}`press2022`, §3).
 
     The paper is causal; for keys ahead of the query we take the same penalty by distance. Ends are aligned.
@@ -133,26 +136,55 @@ def alibi_bias(H: int, L: int, S: int | None = None, *, device: torch.device | N
         L: number of queries.
         S: number of keys; L by default.
         device: where to make it.
+        dtype: of the result.
     Returns:
-        (H, L, S) float32, to be passed as ``bias``.
+        (H, L, S), to be passed as ``bias``.
     Raises:
         ValueError: a size below 1.
     """
     distance = relative_positions(L, S, device=device).abs()
-    return -alibi_slopes(H).to(distance.device)[:, None, None] * distance
+    return -alibi_slopes(H, dtype=dtype).to(distance.device)[:, None, None] * distance
 
 
-class T5RelativeBias(nn.Module):
-    """Learn one number for each head and bucket of relative positions (T5, {cite}`raffel2020`, §2.1).
+def t5_buckets(behind: Tensor, *, num_buckets: int = 32, max_distance: int = 128, bidirectional: bool = True) -> Tensor:
+    """Sort relative positions into buckets that grow with the distance ({cite}`raffel2020`, §2.1).
 
     Half of the buckets hold one distance each, the others grow logarithmically up to ``max_distance``; beyond it all
     share the last one. Bidirectional attention splits the buckets between keys behind and keys ahead.
 
     Args:
-        num_heads: H.
-        num_buckets: how many numbers for each head; even, at least 4.
+        behind: any shape, integers: the query's position minus the key's.
+        num_buckets: how many buckets; even, at least 4.
         max_distance: sets how fast they grow; all distances from it on share the last bucket.
-        bidirectional: whether keys may lie ahead of the query.
+        bidirectional: whether keys may lie ahead of the query; where not, those share the bucket of distance 0.
+    Returns:
+        Same shape, int64, in [0, num_buckets).
+    Raises:
+        ValueError: sizes out of range.
+    """
+    _check_even("num_buckets", check_count("num_buckets", num_buckets, least=4))
+    check_count("max_distance", max_distance, least=num_buckets)
+    count, offset = num_buckets, torch.zeros_like(behind)
+    if bidirectional:
+        count //= 2
+        offset = (behind < 0) * count
+        distance = behind.abs()
+    else:
+        distance = behind.clamp(min=0)
+    exact = count // 2
+    ratio = (distance.clamp(min=1).float() / exact).log() / math.log(max_distance / exact)
+    coarse = (exact + (ratio * (count - exact)).long()).clamp(max=count - 1)
+    return offset + torch.where(distance < exact, distance, coarse)
+
+
+class T5RelativeBias(nn.Module):
+    """Learn one number for each head and bucket of relative positions (T5, {cite}`raffel2020`, §2.1).
+
+    Args:
+        num_heads: H.
+        num_buckets: as for :func:`t5_buckets`.
+        max_distance: as for :func:`t5_buckets`.
+        bidirectional: as for :func:`t5_buckets`.
     Raises:
         ValueError: sizes out of range.
     """
@@ -168,22 +200,57 @@ class T5RelativeBias(nn.Module):
 
     def buckets(self, behind: Tensor) -> Tensor:
         """Return the bucket of each relative position (query's position minus key's)."""
-        count, offset = self.num_buckets, torch.zeros_like(behind)
-        if self.bidirectional:
-            count //= 2
-            offset = (behind < 0) * count
-            distance = behind.abs()
-        else:
-            distance = behind.clamp(min=0)
-        exact = count // 2
-        ratio = (distance.clamp(min=1).float() / exact).log() / math.log(self.max_distance / exact)
-        coarse = (exact + (ratio * (count - exact)).long()).clamp(max=count - 1)
-        return offset + torch.where(distance < exact, distance, coarse)
+        return t5_buckets(
+            behind,
+            num_buckets=self.num_buckets,
+            max_distance=self.max_distance,
+            bidirectional=self.bidirectional,
+        )
 
     def forward(self, L: int, S: int | None = None) -> Tensor:
         """Return the bias (H, L, S) for L queries and S keys, ends aligned."""
         behind = relative_positions(L, S, device=self.table.device)
         return self.table[self.buckets(behind)].movedim(-1, 0)
+
+
+def _clipped(L: int, S: int, table: Tensor) -> Tensor:
+    """Return the row (L, S) of a table of 2k + 1 relative positions, from −k (behind) to k (ahead), for each pair."""
+    reach = (table.shape[-2] - 1) // 2
+    ahead = -relative_positions(L, S, device=table.device)
+    return ahead.clamp(-reach, reach) + reach
+
+
+def relative_scores(query: Tensor, table: Tensor, S: int, *, scale: float) -> Tensor:
+    """Score each pair by the query and a vector of the clipped relative position ({cite}`shaw2018`, eq. 4, its part).
+
+    Every query meets every row of the table once, and each pair then looks its number up: the (L, S, D) tensor of the
+    definition is never built (their §3.3).
+
+    Args:
+        query: (B, H, L, D).
+        table: (2k + 1, D) or (H, 2k + 1, D): rows from k positions behind the query to k ahead of it.
+        S: number of keys; ends are aligned.
+        scale: the factor that the scores themselves get.
+    Returns:
+        (B, H, L, S).
+    """
+    by_distance = (query @ table.transpose(-2, -1)) * scale  # (B, H, L, 2k + 1)
+    L = query.shape[2]
+    return by_distance.gather(-1, _clipped(L, S, table).expand(*query.shape[:2], L, S))
+
+
+def relative_values(weights: Tensor, table: Tensor) -> Tensor:
+    """Mix vectors of the clipped relative positions by the weights of the pairs ({cite}`shaw2018`, eq. 3, its part).
+
+    Args:
+        weights: (B, H, L, S).
+        table: (2k + 1, Dv) or (H, 2k + 1, Dv), as for :func:`relative_scores`.
+    Returns:
+        (B, H, L, Dv).
+    """
+    index = _clipped(*weights.shape[-2:], table)
+    mass = weights.new_zeros(*weights.shape[:-1], table.shape[-2])
+    return mass.scatter_add(-1, index.expand_as(weights), weights) @ table
 
 
 class ShawRelative(nn.Module):
@@ -208,10 +275,6 @@ class ShawRelative(nn.Module):
         nn.init.xavier_uniform_(self.keys)
         nn.init.xavier_uniform_(self.value_table)
 
-    def _index(self, L: int, S: int) -> Tensor:
-        ahead = -relative_positions(L, S, device=self.keys.device)
-        return ahead.clamp(-self.max_distance, self.max_distance) + self.max_distance
-
     def forward(self, query: Tensor, S: int | None = None, *, scale: float | None = None) -> Tensor:
         """Return the scores' extra term.
 
@@ -227,9 +290,8 @@ class ShawRelative(nn.Module):
         check_tensor("query", query, "B H L D")
         if query.shape[-1] != self.keys.shape[1]:
             raise mismatch("query", f"last axis D = {self.keys.shape[1]}", tensor_shape(query))
-        L, S = query.shape[2], query.shape[2] if S is None else check_count("S", S)
-        by_distance = (query @ self.keys.T) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, H, L, 2k + 1)
-        return by_distance.gather(-1, self._index(L, S).expand(*query.shape[:2], L, S))
+        S = query.shape[2] if S is None else check_count("S", S)
+        return relative_scores(query, self.keys, S, scale=query.shape[-1] ** -0.5 if scale is None else scale)
 
     def values(self, weights: Tensor) -> Tensor:
         """Return the output's extra term.
@@ -241,8 +303,4 @@ class ShawRelative(nn.Module):
         Raises:
             ValueError: another rank.
         """
-        check_tensor("weights", weights, "B H L S")
-        L, S = weights.shape[-2:]
-        mass = weights.new_zeros(*weights.shape[:-1], 2 * self.max_distance + 1)
-        mass = mass.scatter_add(-1, self._index(L, S).expand_as(weights), weights)
-        return mass @ self.value_table
+        return relative_values(check_tensor("weights", weights, "B H L S"), self.value_table)

@@ -2,7 +2,11 @@
 
 from attnbook.mechanisms.delta_rule import delta_rule_attention
 from attnbook.mechanisms.gated_linear import gated_linear_attention
+from attnbook.mechanisms.correspondence import convolutional_spatial_transformer, soft_match
 from attnbook.mechanisms.hard import hard_attention
+from attnbook.mechanisms.hopfield import hopfield_retrieve
+from attnbook.mechanisms.induced import induced_set_attention, perceiver_attention
+from attnbook.mechanisms.latent import latent_attention
 from attnbook.mechanisms.local import local_attention
 from attnbook.mechanisms.ssd import retention_attention, ssd_attention
 from attnbook.mechanisms.tiled import tiled_attention
@@ -15,4 +19,32 @@ __all__ = [
     "retention_attention",
     "ssd_attention",
     "tiled_attention",
+from attnbook.mechanisms.relative import (
+    alibi_attention,
+    disentangled_attention,
+    music_attention,
+    rotary_attention,
+    shaw_attention,
+    t5_attention,
+    transformer_xl_attention,
+)
+from attnbook.mechanisms.tiled import tiled_attention
+
+__all__ = [
+    "alibi_attention",
+    "convolutional_spatial_transformer",
+    "disentangled_attention",
+    "hard_attention",
+    "hopfield_retrieve",
+    "induced_set_attention",
+    "latent_attention",
+    "local_attention",
+    "music_attention",
+    "perceiver_attention",
+    "rotary_attention",
+    "shaw_attention",
+    "soft_match",
+    "t5_attention",
+    "tiled_attention",
+    "transformer_xl_attention",
 ]
