@@ -16,16 +16,28 @@ from attnbook.reference.dense import (
     softmax_off_by_one,
     sparsemax,
 )
+from attnbook.reference.selective import (
+    a3_attention,
+    data_informed_attention,
+    lsh_attention,
+    routing_attention,
+    topk_attention,
+)
 
 __all__ = [
     "NORMALIZERS",
+    "a3_attention",
     "attention",
     "attention_gradients",
+    "data_informed_attention",
     "entmax",
     "local_attention",
+    "lsh_attention",
+    "routing_attention",
     "scalable_softmax",
     "sigmoid",
     "softmax",
     "softmax_off_by_one",
     "sparsemax",
+    "topk_attention",
 ]
