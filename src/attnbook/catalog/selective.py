@@ -45,7 +45,7 @@ ROWS = (
         error="at most 2 δ max ‖v‖, δ the exact weight of the keys not kept, which falls as M grows",
         specification=reference.a3_attention,
         masks="keys",
-        example=lambda shape, generator: {"iterations": 20, "threshold": 0.05, "block_size": 16},
+        example=lambda shape, generator: {"iterations": 24, "threshold": 0.05, "block_size": 40},
     ),
     Mechanism(
         name="LSH attention (Reformer)",
@@ -56,7 +56,7 @@ ROWS = (
         time="O(R(NC + NBD))",
         memory="O(RN(C + D))",
         chapter="16-sparse",
-        error="softmax over the keys that share a bucket in one of R rounds: all of them with one chunk and many rounds",
+        error="softmax over the keys that share a bucket and a chunk in one of R rounds; exact with one of each",
         specification=reference.lsh_attention,
         masks="keys",
         lengths="equal",

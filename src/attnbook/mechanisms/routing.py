@@ -50,9 +50,9 @@ def update_centroids(
 ) -> Tensor:
     """Move each centroid towards the vectors that lie closest to it: a step of online k-means on the sphere.
 
-    {cite}`roy2021`: μ becomes λ μ + (1 − λ) · (mean of the queries and keys nearest to μ), λ the decay. A cluster
-    without members stays where it is. Differs from the paper: centroids are brought back to length 1, and members count by
-    their direction, so the step depends neither on lengths nor on how many there are.
+    In the manner of {cite}`roy2021`: μ becomes λ μ + (1 − λ) · (mean of the queries and keys nearest to μ), λ the
+    decay. Members count by their direction and centroids keep length 1, so the step depends neither on lengths nor on
+    how many members there are; a cluster without any stays where it is.
 
     Args:
         centroids: (H, C, D).
@@ -107,7 +107,7 @@ def routing_attention(
 ) -> Tensor:
     """Compute softmax attention within clusters: the queries and keys that lie closest to the same centroid.
 
-    {cite}`roy2021`, §4. Each centroid takes the ``window`` queries and the ``window`` keys whose directions agree best
+    {cite}`roy2021`. Each centroid takes the ``window`` queries and the ``window`` keys whose directions agree best
     with it, so clusters are equally large, a position may be in several, and some are in none. A query's output is
     the mean over the clusters in which it finds a key, and 0 where there is none. Centroids learn by
     :func:`update_centroids`, not by gradient.

@@ -217,25 +217,25 @@ def a3_attention(
     visible = _visible(scores.shape, attn_mask, False)
     kept = np.zeros_like(visible)
     sign = 1.0 if scale is None or scale >= 0 else -1.0
-    for b, h, i in np.ndindex(scores.shape[:3]):
-        rows = np.flatnonzero(visible[b, h, i])
+    for b, h in np.ndindex(scores.shape[:2]):
+        rows = np.flatnonzero(visible[b, h, 0])
         if not len(rows):
             continue
-        products = sign * q[b, h, i] * k[b, h, rows]  # (keys, D)
-        column = np.broadcast_to(np.arange(products.shape[1]), products.shape).ravel()
-        row = np.broadcast_to(rows[:, None], products.shape).ravel()
-        upwards = (sign * q[b, h, i] < 0)[column]
-        flat, greedy = products.ravel(), np.zeros(scores.shape[3])
+        products = sign * q[b, h, :, :, None] * k[b, h, rows].T  # (L, D, keys)
+        greedy = np.zeros(scores.shape[2:])
         for direction in (1, -1):  # the largest, then the smallest
-            tie = np.where(upwards == (direction == 1), row, -row)
-            for at in np.lexsort((tie, column, -direction * flat))[:iterations]:
-                greedy[row[at]] += max(direction * flat[at], 0) * direction
-        chosen = rows[greedy[rows] > 0]
-        if not len(chosen):
-            chosen = rows[[greedy[rows].argmax()]]
-        with np.errstate(divide="ignore"):
-            least = scores[b, h, i, chosen].max() + np.log(threshold)
-        kept[b, h, i, chosen] = scores[b, h, i, chosen] >= least
+            upwards = ((sign * q[b, h] < 0) == (direction == 1))[:, :, None]
+            row = np.where(upwards, rows, rows[::-1]).reshape(len(products), -1)
+            walk = np.where(upwards, products, products[:, :, ::-1]).reshape(row.shape) * direction
+            first = np.argsort(-walk, axis=1, kind="stable")[:, :iterations]
+            for i, at in enumerate(first):
+                np.add.at(greedy[i], row[i, at], direction * np.maximum(walk[i, at], 0))
+        for i, z in enumerate(scores[b, h]):
+            chosen = rows[greedy[i, rows] > 0]
+            if not len(chosen):
+                chosen = rows[[greedy[i, rows].argmax()]]
+            with np.errstate(divide="ignore"):
+                kept[b, h, i, chosen] = z[chosen] >= z[chosen].max() + np.log(threshold)
     return attention(query, key, value, attn_mask=kept, scale=scale)
 
 
