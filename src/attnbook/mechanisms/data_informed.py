@@ -78,7 +78,7 @@ def pattern_at_density(
     places keep less. Differs from it: exactly so many pairs are kept as the density says, ties or not.
 
     Args:
-        average: (H, L, S), of :meth:`AttentionAverage.mean`.
+        average: (H, L, S), what ``AttentionAverage.mean`` returns.
         density: share of the allowed pairs to keep, in (0, 1].
         allowed: broadcastable to (L, S), bool, the pairs there are to choose from, a causal mask say; all by default.
         across_heads: rank the pairs of all heads together; else each head keeps equally many.
@@ -156,7 +156,7 @@ def data_informed_attention(
         ValueError: shapes or types that do not match, NaN, block_size below 1.
     Cost: O(P·D) time and O(P) memory, P the pairs of the blocks and their columns in use: between the pattern's own
     number and L·S.
-    Differs from the paper: weights are dropped before the softmax here as there, but no model is trained again.
+    Differs from the paper: there models are trained again under the pattern; training is not this function's business.
     """
     shape = check_call(query, key, value)
     mask = check_pair_mask(attn_mask, shape)
