@@ -3,13 +3,18 @@
 from attnbook.mechanisms.delta_rule import delta_rule_attention
 from attnbook.mechanisms.gated_linear import gated_linear_attention
 from attnbook.mechanisms.correspondence import convolutional_spatial_transformer, soft_match
+from attnbook.mechanisms.a3 import a3_attention
+from attnbook.mechanisms.data_informed import data_informed_attention
 from attnbook.mechanisms.hard import hard_attention
 from attnbook.mechanisms.hopfield import hopfield_retrieve
 from attnbook.mechanisms.induced import induced_set_attention, perceiver_attention
 from attnbook.mechanisms.latent import latent_attention
 from attnbook.mechanisms.local import local_attention
 from attnbook.mechanisms.ssd import retention_attention, ssd_attention
+from attnbook.mechanisms.lsh import lsh_attention
+from attnbook.mechanisms.routing import routing_attention
 from attnbook.mechanisms.tiled import tiled_attention
+from attnbook.mechanisms.topk import topk_attention
 
 __all__ = [
     "delta_rule_attention",
@@ -47,4 +52,12 @@ __all__ = [
     "t5_attention",
     "tiled_attention",
     "transformer_xl_attention",
+    "a3_attention",
+    "data_informed_attention",
+    "hard_attention",
+    "local_attention",
+    "lsh_attention",
+    "routing_attention",
+    "tiled_attention",
+    "topk_attention",
 ]

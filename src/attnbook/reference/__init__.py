@@ -36,6 +36,12 @@ from attnbook.reference.structured import (
     soft_match,
     t5_attention,
     transformer_xl_attention,
+from attnbook.reference.selective import (
+    a3_attention,
+    data_informed_attention,
+    lsh_attention,
+    routing_attention,
+    topk_attention,
 )
 
 __all__ = [
@@ -44,6 +50,10 @@ __all__ = [
     "attention",
     "attention_gradients",
     "delta_rule_attention",
+    "a3_attention",
+    "attention",
+    "attention_gradients",
+    "data_informed_attention",
     "entmax",
     "gated_linear_attention",
     "local_attention",
@@ -59,6 +69,8 @@ __all__ = [
     "music_attention",
     "perceiver_attention",
     "rotary_attention",
+    "lsh_attention",
+    "routing_attention",
     "scalable_softmax",
     "shaw_attention",
     "sigmoid",
@@ -69,4 +81,5 @@ __all__ = [
     "ssd_attention",
     "t5_attention",
     "transformer_xl_attention",
+    "topk_attention",
 ]
