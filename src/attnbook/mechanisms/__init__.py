@@ -1,29 +1,16 @@
 """Attention mechanisms: one, or one close family, a file; functions over (B, H, L, D)."""
 
+from attnbook.mechanisms.a3 import a3_attention
+from attnbook.mechanisms.correspondence import convolutional_spatial_transformer, soft_match
+from attnbook.mechanisms.data_informed import data_informed_attention
 from attnbook.mechanisms.delta_rule import delta_rule_attention
 from attnbook.mechanisms.gated_linear import gated_linear_attention
-from attnbook.mechanisms.correspondence import convolutional_spatial_transformer, soft_match
-from attnbook.mechanisms.a3 import a3_attention
-from attnbook.mechanisms.data_informed import data_informed_attention
 from attnbook.mechanisms.hard import hard_attention
 from attnbook.mechanisms.hopfield import hopfield_retrieve
 from attnbook.mechanisms.induced import induced_set_attention, perceiver_attention
 from attnbook.mechanisms.latent import latent_attention
 from attnbook.mechanisms.local import local_attention
-from attnbook.mechanisms.ssd import retention_attention, ssd_attention
 from attnbook.mechanisms.lsh import lsh_attention
-from attnbook.mechanisms.routing import routing_attention
-from attnbook.mechanisms.tiled import tiled_attention
-from attnbook.mechanisms.topk import topk_attention
-
-__all__ = [
-    "delta_rule_attention",
-    "gated_linear_attention",
-    "hard_attention",
-    "local_attention",
-    "retention_attention",
-    "ssd_attention",
-    "tiled_attention",
 from attnbook.mechanisms.relative import (
     alibi_attention,
     disentangled_attention,
@@ -33,31 +20,35 @@ from attnbook.mechanisms.relative import (
     t5_attention,
     transformer_xl_attention,
 )
+from attnbook.mechanisms.routing import routing_attention
+from attnbook.mechanisms.ssd import retention_attention, ssd_attention
 from attnbook.mechanisms.tiled import tiled_attention
+from attnbook.mechanisms.topk import topk_attention
 
 __all__ = [
+    "a3_attention",
     "alibi_attention",
     "convolutional_spatial_transformer",
+    "data_informed_attention",
+    "delta_rule_attention",
     "disentangled_attention",
+    "gated_linear_attention",
     "hard_attention",
     "hopfield_retrieve",
     "induced_set_attention",
     "latent_attention",
     "local_attention",
+    "lsh_attention",
     "music_attention",
     "perceiver_attention",
+    "retention_attention",
     "rotary_attention",
+    "routing_attention",
     "shaw_attention",
     "soft_match",
+    "ssd_attention",
     "t5_attention",
     "tiled_attention",
-    "transformer_xl_attention",
-    "a3_attention",
-    "data_informed_attention",
-    "hard_attention",
-    "local_attention",
-    "lsh_attention",
-    "routing_attention",
-    "tiled_attention",
     "topk_attention",
+    "transformer_xl_attention",
 ]
