@@ -16,16 +16,32 @@ from attnbook.reference.dense import (
     softmax_off_by_one,
     sparsemax,
 )
+from attnbook.reference.sparse import (
+    bigbird_attention,
+    block_sparse_attention,
+    document_attention,
+    global_token_attention,
+    longformer_attention,
+    sliding_window_attention,
+    strided_attention,
+)
 
 __all__ = [
     "NORMALIZERS",
     "attention",
     "attention_gradients",
+    "bigbird_attention",
+    "block_sparse_attention",
+    "document_attention",
     "entmax",
+    "global_token_attention",
     "local_attention",
+    "longformer_attention",
     "scalable_softmax",
     "sigmoid",
+    "sliding_window_attention",
     "softmax",
     "softmax_off_by_one",
     "sparsemax",
+    "strided_attention",
 ]
