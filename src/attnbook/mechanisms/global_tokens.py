@@ -35,16 +35,17 @@ def _with_global_tokens(
         mask, rows = tile.mask[apart[rows]], rows[apart[rows]]
         more = tokens[~torch.isin(tokens, columns)]
         if len(rows):
-            mask = torch.cat([mask, seen(rows, more)], 1)
-            yield Tile(rows, torch.cat([columns, more]), mask, batch=batch)
+            mask = mask | (seen(rows, columns) & global_tokens[columns])
+            yield Tile(rows, torch.cat([columns, more]), torch.cat([mask, seen(rows, more)], 1), batch=batch)
     for rows in waiting.nonzero()[:, 0].split(ROWS):
         mask = seen(rows, tokens)
         full = mask.any(-1)
         if full.any():
             yield Tile(rows[full], tokens, mask[full], batch=batch)
     for rows in (~apart).nonzero()[:, 0].split(ROWS):
-        keys = torch.arange(int(rows[-1]) + first + 1 if is_causal else shape.S, device=device)
-        yield Tile(rows, range(len(keys)), seen(rows, keys), batch=batch)
+        if len(rows):
+            keys = torch.arange(int(rows[-1]) + first + 1 if is_causal else shape.S, device=device)
+            yield Tile(rows, range(len(keys)), seen(rows, keys), batch=batch)
 
 
 def _tiles(
