@@ -61,7 +61,7 @@ def block_sparse_attention(
 ) -> Tensor:
     """Let each block of queries attend to the blocks of keys that a layout allows, and compute no other block.
 
-    Softmax attention under :func:`attnbook.masks.block` ({cite}`child2019`, §5.5, whose kernels have this form). Where
+    Softmax attention under :func:`attnbook.masks.block` (the kernels of {cite}`child2019` have this form). Where
     the block size does not divide a length, the last block is cut.
 
     Args:
@@ -152,7 +152,7 @@ def bigbird_attention(
 ) -> Tensor:
     """Let each block of queries attend to its neighbours, to a few blocks drawn at random, and to the global ones.
 
-    {cite}`zaheer2020`, §2 and appendix D, the "internal" construction (ITC): the first blocks of the sequence are
+    {cite}`zaheer2020`, the "internal" construction (ITC): the first blocks of the sequence are
     global, that is, they see everything and everyone sees them. Differs from the authors' code: there the last block is
     global as well, and each head draws for itself (pass ``random_blocks`` with an axis of heads for that); the paper
     has no causal form.
@@ -181,9 +181,7 @@ def bigbird_attention(
     shape = check_call(query, key, value, equal_lengths=True)
     blocks = _Blocks(shape, check_count("block_size", block_size), is_causal, query.device)
     if not check_count("window_blocks", window_blocks) % 2:
-        raise mismatch(
-            "window_blocks", "an odd integer: the query's own block and as many on either side", window_blocks
-        )
+        raise mismatch("window_blocks", "an odd integer: as many on either side of the middle", window_blocks)
     check_count("global_blocks", global_blocks, least=0)
     check_count("num_random_blocks", num_random_blocks, least=0)
     attn_mask = check_pair_mask(attn_mask, shape)

@@ -34,7 +34,7 @@ def document_attention(
 ) -> Tensor:
     """Let each position attend to its own document alone, where several share a row, and compute no other pair.
 
-    Softmax attention under :func:`attnbook.masks.document`: what {cite}`krell2021`, §3.2.2, obtain with a
+    Softmax attention under :func:`attnbook.masks.document`: what {cite}`krell2021` obtain with a
     block-diagonal mask, here without the mask. Positions within documents are for the caller to count from 0.
 
     Args:

@@ -79,7 +79,7 @@ def global_token_attention(
 ) -> Tensor:
     """Let every query attend to the global tokens, and those to everything; no other pair is computed.
 
-    The global part of {cite}`beltagy2020`, §3.1, on its own. A query that no global token stands before gets zeros
+    The global part of {cite}`beltagy2020` on its own. A query that no global token stands before gets zeros
     where ``is_causal``.
 
     Args:
@@ -118,7 +118,7 @@ def longformer_attention(
 ) -> Tensor:
     """Let each query attend to the keys near it and to the global tokens, and those to everything.
 
-    {cite}`beltagy2020`, §3.1, fig. 2d. Differs from the paper: there global tokens are queries through a projection of
+    {cite}`beltagy2020`, fig. 2d. Differs from the paper: there global tokens are queries through a projection of
     their own, and everyone's keys and values for them too (a matter of the layer: call
     :func:`global_token_attention` with those); its window counts both sides together; its dilation may differ from head
     to head, and its causal models have no global tokens.

@@ -64,7 +64,7 @@ def sliding_window_attention(
     """Let each query attend to the keys near it, and compute no other pair.
 
     Softmax attention under :func:`attnbook.masks.sliding_window`; with a dilation d, only keys whose distance is a
-    multiple of d, as far as (window − 1) · d ({cite}`beltagy2020`, §3.1, fig. 2b and 2c). Differs from the paper: its
+    multiple of d, as far as (window − 1) · d ({cite}`beltagy2020`, fig. 2b and 2c). Differs from the paper: its
     window counts both sides together; ours counts one, the query's own place included.
 
     Args:
@@ -123,9 +123,9 @@ def strided_attention(
 ) -> Tensor:
     """Let each query attend to the keys nearer than a stride, and to every key whole strides away.
 
-    The sets A⁽¹⁾ and A⁽²⁾ of {cite}`child2019`, §4.3 ("strided attention"), as one set (its "merged" heads, §5.1): with
-    the stride near √N, any two places are two layers apart. Differs from the paper, whose models are causal: without
-    ``is_causal`` the pattern reaches to both sides.
+    The sets A⁽¹⁾ and A⁽²⁾ of {cite}`child2019` ("strided attention"), as one set (its "merged" head): with the stride
+    near √N each set is small, and any two places are two layers apart. Differs from the paper, whose models are
+    causal: without ``is_causal`` the pattern reaches to both sides.
 
     Args:
         query: (B, H, L, D) float.
