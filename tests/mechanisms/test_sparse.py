@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -280,6 +282,47 @@ def test_longformer_of_transformers_agrees():
             q, k, v = (getattr(layer, name)(x).view(2, 24, 2, 4).transpose(1, 2) for name in ("query", "key", "value"))
             ours = longformer_attention(q, k, v, window=4, global_tokens=tokens)  # 3 on either side, and the own place
         assert torch.allclose(ours.transpose(1, 2).reshape(2, 24, 8), theirs, atol=1e-6)
+
+
+def test_bigbird_of_transformers_agrees_in_training_and_counts_its_first_block_several_times_in_evaluation():
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.big_bird import modeling_big_bird as theirs
+
+    config = transformers.BigBirdConfig(
+        hidden_size=8, num_attention_heads=2, block_size=4, num_random_blocks=2, attention_probs_dropout_prob=0
+    )
+    layer = theirs.BigBirdBlockSparseAttention(config, seed=0)
+    drawn = []
+    draw = layer._bigbird_block_rand_mask_with_head
+    layer._bigbird_block_rand_mask_with_head = lambda *args, **rest: drawn.append(draw(*args, **rest)) or drawn[-1]
+    x = torch.randn(1, 48, 8)
+    blocks, band, rows, columns = theirs.BigBirdModel.create_masks_for_block_sparse_attn(torch.ones(1, 48), 4)
+    given = {"band_mask": band, "from_mask": rows, "to_mask": columns}
+
+    def call() -> torch.Tensor:
+        with torch.no_grad():
+            return layer(x, **given, from_blocked_mask=blocks, to_blocked_mask=blocks)[0].view(1, 48, 2, 4)
+
+    places = torch.arange(12)
+    layout = ((places[:, None] - places).abs() <= 1).repeat(2, 1, 1)
+    for end in (0, -1):  # theirs has a global block at either end
+        layout[:, end] = layout[:, :, end] = True
+    q, k, v = (getattr(layer, name)(x).view(1, 48, 2, 4).transpose(1, 2).detach() for name in ("query", "key", "value"))
+    found = call().transpose(1, 2)
+    chosen = layout.clone()
+    chosen[:, 1:-1] = layout[:, 1:-1].scatter(2, torch.from_numpy(np.stack(drawn[-1])).long(), True)
+    ours = block_sparse_attention(q, k, v, layout=chosen, block_size=4)
+    assert torch.allclose(found, ours, atol=1e-6)
+
+    layer.eval()  # all "random" blocks are now the first one, which is global too: its keys count 1 + 2 times
+    found = call().transpose(1, 2)
+    assert (np.stack(drawn[-1]) == 0).all()
+    bias = torch.zeros(48, 48)
+    bias[4:-4, :4] = math.log(3)
+    expected = attnbook.attention(q, k, v, attn_mask=masks.block(layout, block_size=4), bias=bias)
+    assert torch.allclose(found, expected, atol=1e-6)
+    once = block_sparse_attention(q, k, v, layout=layout, block_size=4)
+    assert not torch.allclose(found, once, atol=1e-3)
 
 
 Q = torch.zeros(2, 4, 10, 8)
