@@ -1,10 +1,13 @@
 """Attention mechanisms: one, or one close family, a file; functions over (B, H, L, D)."""
 
 from attnbook.mechanisms.a3 import a3_attention
+from attnbook.mechanisms.block_sparse import bigbird_attention, block_sparse_attention
 from attnbook.mechanisms.correspondence import convolutional_spatial_transformer, soft_match
 from attnbook.mechanisms.data_informed import data_informed_attention
 from attnbook.mechanisms.delta_rule import delta_rule_attention
+from attnbook.mechanisms.documents import document_attention
 from attnbook.mechanisms.gated_linear import gated_linear_attention
+from attnbook.mechanisms.global_tokens import global_token_attention, longformer_attention
 from attnbook.mechanisms.hard import hard_attention
 from attnbook.mechanisms.hopfield import hopfield_retrieve
 from attnbook.mechanisms.induced import induced_set_attention, perceiver_attention
@@ -21,6 +24,7 @@ from attnbook.mechanisms.relative import (
     transformer_xl_attention,
 )
 from attnbook.mechanisms.routing import routing_attention
+from attnbook.mechanisms.sliding_window import sliding_window_attention, strided_attention
 from attnbook.mechanisms.ssd import retention_attention, ssd_attention
 from attnbook.mechanisms.tiled import tiled_attention
 from attnbook.mechanisms.topk import topk_attention
@@ -28,16 +32,21 @@ from attnbook.mechanisms.topk import topk_attention
 __all__ = [
     "a3_attention",
     "alibi_attention",
+    "bigbird_attention",
+    "block_sparse_attention",
     "convolutional_spatial_transformer",
     "data_informed_attention",
     "delta_rule_attention",
     "disentangled_attention",
+    "document_attention",
     "gated_linear_attention",
+    "global_token_attention",
     "hard_attention",
     "hopfield_retrieve",
     "induced_set_attention",
     "latent_attention",
     "local_attention",
+    "longformer_attention",
     "lsh_attention",
     "music_attention",
     "perceiver_attention",
@@ -45,8 +54,10 @@ __all__ = [
     "rotary_attention",
     "routing_attention",
     "shaw_attention",
+    "sliding_window_attention",
     "soft_match",
     "ssd_attention",
+    "strided_attention",
     "t5_attention",
     "tiled_attention",
     "topk_attention",
