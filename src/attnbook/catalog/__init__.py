@@ -2,10 +2,10 @@
 
 from types import MappingProxyType
 
-from attnbook.catalog import dense
+from attnbook.catalog import dense, linear
 from attnbook.catalog.row import Mechanism
 
-_FAMILIES = (dense,)
+_FAMILIES = (dense, linear)
 
 MECHANISMS = MappingProxyType({row.function.__name__: row for family in _FAMILIES for row in family.ROWS})
 

@@ -16,13 +16,31 @@ from attnbook.reference.dense import (
     softmax_off_by_one,
     sparsemax,
 )
+from attnbook.reference.linear import (
+    cosformer_attention,
+    fourier_attention,
+    galerkin_attention,
+    linear_attention,
+    linformer_attention,
+    nystrom_attention,
+    performer_attention,
+    random_feature_attention,
+)
 
 __all__ = [
     "NORMALIZERS",
     "attention",
     "attention_gradients",
+    "cosformer_attention",
     "entmax",
+    "fourier_attention",
+    "galerkin_attention",
+    "linear_attention",
+    "linformer_attention",
     "local_attention",
+    "nystrom_attention",
+    "performer_attention",
+    "random_feature_attention",
     "scalable_softmax",
     "sigmoid",
     "softmax",
