@@ -8,57 +8,37 @@ import torch
 from torch import Tensor
 
 from attnbook.mechanisms.common import check_call, check_key_mask, widen, working_type
-from attnbook.mechanisms.linear_forms import attend, check_form
+from attnbook.mechanisms.linear_forms import FEATURE_MAPS, attend, check_form, mapped
 from attnbook.shapes import (
     AttentionShape,
     check_choice,
     check_no_nan,
     check_tensor,
     describe,
+    describe_dtype,
     mismatch,
     tensor_shape,
 )
 
-FeatureMap = Callable[[Tensor], Tensor]
 
-
-class _ELU1(torch.autograd.Function):
-    """exp(x) for x ≤ 0 and x + 1 above: elu(x) + 1 without the cancellation, so that it never reaches 0 by rounding."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        y = x.clamp(max=0).exp_().add_(x.clamp(min=0))
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return grad * y.clamp(max=1)  # the slope is y itself up to y = 1, and 1 from there
-
-
-FEATURE_MAPS: dict[str, FeatureMap] = {"elu1": _ELU1.apply, "relu": torch.relu, "exp": torch.exp}
-
-
-def features(name: str, feature_map: str | FeatureMap, x: Tensor) -> Tensor:
-    """Map queries or keys to features.
+def features(name: str, feature_map: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Map queries or keys to features by a caller's function, and look at what it returned.
 
     Args:
         name: "query" or "key", for the message.
-        feature_map: a name in ``FEATURE_MAPS``, or a function (B, H, n, D) → (B, H, n, F).
+        feature_map: (B, H, n, D) → (B, H, n, F).
         x: (B, H, n, D).
     Returns:
         (B, H, n, F).
     Raises:
-        ValueError: an unknown name, or a function that returns something of another shape.
+        ValueError: something of another shape or type.
     """
-    if not callable(feature_map):
-        return FEATURE_MAPS[check_choice("feature_map", feature_map, tuple(FEATURE_MAPS))](x)
-    mapped = feature_map(x)
-    if not isinstance(mapped, Tensor) or mapped.shape[:-1] != x.shape[:-1] or mapped.dtype != x.dtype:
-        expected = f"a function that maps {name} to {(*x.shape[:-1], 'F')}, of the same type"
-        raise mismatch("feature_map", expected, describe(mapped))
-    return mapped
+    y = feature_map(x)
+    if not isinstance(y, Tensor) or y.dim() != 4 or y.shape[:-1] != x.shape[:-1] or y.dtype != x.dtype:
+        shown = ", ".join(map(str, x.shape[:-1]))
+        expected = f"a function that makes a {describe_dtype(x)} tensor ({shown}, F) of {name}"
+        raise mismatch("feature_map", expected, describe(y))
+    return y
 
 
 def hide(key_features: Tensor, mask: Tensor | None) -> Tensor:
@@ -96,7 +76,7 @@ def linear_attention(
     key: Tensor,
     value: Tensor,
     *,
-    feature_map: str | FeatureMap = "elu1",
+    feature_map: str | Callable[[Tensor], Tensor] = "elu1",
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     form: str = "chunked",
@@ -135,12 +115,18 @@ def linear_attention(
     shape = check_call(query, key, value)
     mask = check_key_mask(attn_mask, shape)
     check_form(form, is_causal, chunk_size, state, return_state)
-    key, value = widen(key, shape), widen(value, shape)
-    q = features("query", feature_map, query.to(working_type(query)))
-    k = hide(features("key", feature_map, key), mask)
-    if q.shape[-1] != k.shape[-1]:
-        raise mismatch("feature_map", "as many features of keys as of queries", f"{k.shape[-1]} and {q.shape[-1]}")
+    q, k, v = query.to(working_type(query)), widen(key, shape), widen(value, shape)
+    named = None
+    if callable(feature_map):
+        q, k = features("query", feature_map, q), features("key", feature_map, k)
+        if q.shape[-1] != k.shape[-1]:
+            raise mismatch("feature_map", f"as many features of keys as of queries, {q.shape[-1]}", str(k.shape[-1]))
+    else:
+        named = FEATURE_MAPS[check_choice("feature_map", feature_map, tuple(FEATURE_MAPS))]
+    if mask is not None:  # features of masked keys are 0, whatever φ(0) is
+        q, k, named = mapped(q, named), hide(mapped(k, named), mask), None
     check_state(state, shape, q.shape[-1], q.dtype)
-    output, state = attend(q, k, value, is_causal=is_causal, form=form, chunk_size=chunk_size, state=state)
+    options = {"is_causal": is_causal, "form": form, "chunk_size": chunk_size}
+    output, state = attend(q, k, v, feature_map=named, state=state, **options)
     output = output.to(query.dtype)
     return (output, state) if return_state else output

@@ -153,7 +153,8 @@ def nystrom_attention(
         key: (B, Hkv, S, D).
         value: (B, Hkv, S, Dv).
         num_landmarks: m; no more than L or S are used. Where fewer keys are allowed, they have fewer landmarks.
-        num_iterations: steps of the pseudo-inverse.
+        num_iterations: steps of the pseudo-inverse. More are not always better: where the matrix of the landmarks is
+            nearly singular, its true inverse magnifies what they miss, and few steps leave that out.
         attn_mask: of keys, broadcastable to (B, H, 1, S), bool; True = may be attended to.
         is_causal: must be False: a landmark is a mean over later positions, too.
         scale: factor of the scores; 1/√D by default.

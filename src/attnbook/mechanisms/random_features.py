@@ -129,7 +129,8 @@ def performer_attention(
 
     Linear attention with φ(x) = exp(w·x − x·x/2) / √m over m random vectors w, of which exp(q·k) is the mean
     {cite}`choromanski2021`, lemma 1. Numerator and denominator are unbiased, their ratio nearly; the error falls
-    as m^−½, with a factor that grows exponentially with the squared length of q + k. Differs from the paper: the
+    as m^−½, but only once m is well above exp(scale · the squared length of q + k): before that, a few of the keys' or
+    queries' features outweigh the rest, and more of them help little. Differs from the paper: the
     largest exponent is taken out of each query, and out of all keys of a head, which cancels, so that no constant need
     be added to the features, as the authors' code does; in float32 a key whose exponents all lie some 100 below the
     largest counts for nothing.
