@@ -39,7 +39,7 @@ def cosformer_attention(
             where sequences grow, as in decoding: the default changes the weights with the length.
         attn_mask: of keys, broadcastable to (B, H, 1, S), bool; True = may be attended to.
         is_causal: let each query see its own position and earlier ones; where L ≠ S the ends are aligned.
-        form: "chunked", "parallel" or "recurrent", as in :func:`linear_attention`.
+        form: "chunked", "parallel" or "recurrent", as in ``linear_attention``.
         chunk_size: positions of a chunk.
     Returns:
         (B, H, L, Dv), dtype of query.

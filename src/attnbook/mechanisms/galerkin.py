@@ -80,13 +80,13 @@ def galerkin_attention(
         eps: added to the variances.
         attn_mask: of keys, broadcastable to (B, H, 1, S), bool; True = may be attended to.
         is_causal: let each query see its own position and earlier ones; where L ≠ S the ends are aligned.
-        form: "chunked", "parallel" or "recurrent", as in :func:`linear_attention`.
+        form: "chunked", "parallel" or "recurrent", as in ``linear_attention``.
         chunk_size: positions of a chunk.
     Returns:
         (B, H, L, Dv), dtype of query.
     Raises:
         ValueError: shapes, types or sizes that do not fit; NaN in query, key, a scale or a shift.
-    Cost: O((L + S)·D·Dv) time, and O(D·Dv) memory beyond the normalised vectors; causal as :func:`linear_attention`.
+    Cost: O((L + S)·D·Dv) time, and O(D·Dv) memory beyond the normalised vectors; causal as ``linear_attention``.
     """
     shape = check_call(query, key, value)
     mask = check_key_mask(attn_mask, shape)
@@ -133,13 +133,13 @@ def fourier_attention(
         eps: added to the variances.
         attn_mask: of keys, broadcastable to (B, H, 1, S), bool; True = may be attended to.
         is_causal: let each query see its own position and earlier ones; where L ≠ S the ends are aligned.
-        form: "chunked", "parallel" (the paper's order) or "recurrent", as in :func:`linear_attention`.
+        form: "chunked", "parallel" (the paper's order) or "recurrent", as in ``linear_attention``.
         chunk_size: positions of a chunk.
     Returns:
         (B, H, L, Dv), dtype of query.
     Raises:
         ValueError: shapes, types or sizes that do not fit; NaN in query, key, a scale or a shift.
-    Cost: O((L + S)·D·Dv) time, and O(D·Dv) memory beyond the normalised vectors; causal as :func:`linear_attention`.
+    Cost: O((L + S)·D·Dv) time, and O(D·Dv) memory beyond the normalised vectors; causal as ``linear_attention``.
     """
     shape = check_call(query, key, value)
     mask = check_key_mask(attn_mask, shape)

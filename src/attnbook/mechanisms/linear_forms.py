@@ -172,7 +172,7 @@ def _summed(k: Tensor, v: Tensor, normalize: bool, form: str) -> Tensor:
         state = k.mT @ v
         return torch.cat([state, k.sum(1)[..., None]], -1) if normalize else state
     v = _with_ones(v, normalize)
-    state = torch.zeros_like(k[:, 0, :, None] * v[:, 0, None, :])
+    state = k.new_zeros(k.shape[0], k.shape[2], v.shape[2])
     for t in range(k.shape[1]):
         state = state + k[:, t, :, None] * v[:, t, None, :]
     return state

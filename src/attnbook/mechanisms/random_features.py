@@ -146,7 +146,7 @@ def performer_attention(
         attn_mask: of keys, broadcastable to (B, H, 1, S), bool; True = may be attended to.
         is_causal: let each query see its own position and earlier ones; where L ≠ S the ends are aligned.
         scale: factor of the scores that are estimated, positive; 1/√D by default.
-        form: "chunked", "parallel" or "recurrent", as in :func:`linear_attention`.
+        form: "chunked", "parallel" or "recurrent", as in ``linear_attention``.
         chunk_size: positions of a chunk.
     Returns:
         (B, H, L, Dv), dtype of query.
@@ -205,7 +205,7 @@ def random_feature_attention(
         bandwidth: σ; the scores that are estimated are cosines divided by σ².
         attn_mask: of keys, broadcastable to (B, H, 1, S), bool; True = may be attended to.
         is_causal: let each query see its own position and earlier ones; where L ≠ S the ends are aligned.
-        form: "chunked", "parallel" or "recurrent", as in :func:`linear_attention`.
+        form: "chunked", "parallel" or "recurrent", as in ``linear_attention``.
         chunk_size: positions of a chunk.
     Returns:
         (B, H, L, Dv), dtype of query.
