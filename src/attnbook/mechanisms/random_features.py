@@ -34,7 +34,7 @@ def gaussian_projection(
 
     In a block of ``dim`` rows the directions are those of a uniformly drawn rotation, the lengths those of independent
     Gaussian vectors ({cite}`choromanski2021`). QR alone does not draw uniformly: the signs of its factor R are
-    fixed by the algorithm, and have to be moved into Q. The authors' code and several ports leave this out.
+    fixed by the algorithm, and have to be moved into Q.
 
     Args:
         num_features: m, the number of vectors.
