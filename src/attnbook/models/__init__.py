@@ -1,15 +1,19 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
+from attnbook.models.decision import DecisionConfig, DecisionTransformer
 from attnbook.models.decoder import Decoder, DecoderConfig
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
 from attnbook.models.generation import generate, greedy_decode
 from attnbook.models.lstm import LSTMLanguageModel
 from attnbook.models.ngram import KneserNey
+from attnbook.models.patch_series import PatchTST, PatchTSTConfig
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.transformer import Transformer
 
 __all__ = [
+    "DecisionConfig",
+    "DecisionTransformer",
     "Decoder",
     "DecoderConfig",
     "Encoder",
@@ -17,6 +21,8 @@ __all__ = [
     "KneserNey",
     "LSTMLanguageModel",
     "MaskedLanguageHead",
+    "PatchTST",
+    "PatchTSTConfig",
     "RNNSeq2Seq",
     "SpeechConfig",
     "SpeechTransformer",
