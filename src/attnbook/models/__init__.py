@@ -5,8 +5,10 @@ from attnbook.models.decoder import Decoder, DecoderConfig
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
 from attnbook.models.generation import generate, greedy_decode
 from attnbook.models.lstm import LSTMLanguageModel
+from attnbook.models.memory_network import MemoryNetwork, MemoryNetworkConfig
 from attnbook.models.ngram import KneserNey
 from attnbook.models.patch_series import PatchTST, PatchTSTConfig
+from attnbook.models.recurrent_memory import RecurrentMemoryConfig, RecurrentMemoryTransformer
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.transformer import Transformer
@@ -21,9 +23,13 @@ __all__ = [
     "KneserNey",
     "LSTMLanguageModel",
     "MaskedLanguageHead",
+    "MemoryNetwork",
+    "MemoryNetworkConfig",
     "PatchTST",
     "PatchTSTConfig",
     "RNNSeq2Seq",
+    "RecurrentMemoryConfig",
+    "RecurrentMemoryTransformer",
     "SpeechConfig",
     "SpeechTransformer",
     "Transformer",
