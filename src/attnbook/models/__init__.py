@@ -6,6 +6,7 @@ from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, 
 from attnbook.models.generation import generate, greedy_decode
 from attnbook.models.lstm import LSTMLanguageModel
 from attnbook.models.memory_network import MemoryNetwork, MemoryNetworkConfig
+from attnbook.models.neural_process import NeuralProcess, NeuralProcessConfig
 from attnbook.models.ngram import KneserNey
 from attnbook.models.patch_series import PatchTST, PatchTSTConfig
 from attnbook.models.recurrent_memory import RecurrentMemoryConfig, RecurrentMemoryTransformer
@@ -25,6 +26,8 @@ __all__ = [
     "MaskedLanguageHead",
     "MemoryNetwork",
     "MemoryNetworkConfig",
+    "NeuralProcess",
+    "NeuralProcessConfig",
     "PatchTST",
     "PatchTSTConfig",
     "RNNSeq2Seq",
