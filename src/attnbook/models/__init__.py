@@ -4,6 +4,7 @@ from attnbook.models.decision import DecisionConfig, DecisionTransformer
 from attnbook.models.decoder import Decoder, DecoderConfig
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
 from attnbook.models.generation import generate, greedy_decode
+from attnbook.models.listen_attend_spell import CTCRecogniser, ListenAttendSpell, ListenerConfig
 from attnbook.models.lstm import LSTMLanguageModel
 from attnbook.models.memory_network import MemoryNetwork, MemoryNetworkConfig
 from attnbook.models.neural_process import NeuralProcess, NeuralProcessConfig
@@ -15,6 +16,7 @@ from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.transformer import Transformer
 
 __all__ = [
+    "CTCRecogniser",
     "DecisionConfig",
     "DecisionTransformer",
     "Decoder",
@@ -23,6 +25,8 @@ __all__ = [
     "EncoderConfig",
     "KneserNey",
     "LSTMLanguageModel",
+    "ListenAttendSpell",
+    "ListenerConfig",
     "MaskedLanguageHead",
     "MemoryNetwork",
     "MemoryNetworkConfig",
