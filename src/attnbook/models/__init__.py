@@ -1,8 +1,10 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
+from attnbook.models.correspondence import CorrespondenceConfig, CorrespondenceNetwork
 from attnbook.models.decision import DecisionConfig, DecisionTransformer
 from attnbook.models.decoder import Decoder, DecoderConfig
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
+from attnbook.models.galerkin_operator import GalerkinOperator, GalerkinOperatorConfig
 from attnbook.models.generation import generate, greedy_decode
 from attnbook.models.listen_attend_spell import CTCRecogniser, ListenAttendSpell, ListenerConfig
 from attnbook.models.lstm import LSTMLanguageModel
@@ -17,12 +19,16 @@ from attnbook.models.transformer import Transformer
 
 __all__ = [
     "CTCRecogniser",
+    "CorrespondenceConfig",
+    "CorrespondenceNetwork",
     "DecisionConfig",
     "DecisionTransformer",
     "Decoder",
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",
+    "GalerkinOperator",
+    "GalerkinOperatorConfig",
     "KneserNey",
     "LSTMLanguageModel",
     "ListenAttendSpell",
