@@ -19,7 +19,7 @@ from attnbook.kernels.dense import HALF, SINGLE, Tile, Tiles, tiles_for
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
-SMALL = Tiles(Tile(16, 32), Tile(32, 16), Tile(16, 16))
+SMALL = Tiles(Tile(16, 32), Tile(32, 16), Tile(32, 16))
 SLOPES = torch.tensor([0.5, 0.03])
 
 
@@ -53,31 +53,36 @@ def check(q: Tensor, k: Tensor, v: Tensor, **options) -> None:
         assert_close(x.cpu(), wanted, gradient=True, name=name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize(
     ("lengths", "options"),
     [
         ((63, 63), {}),
         ((100, 100), {"is_causal": True}),
-        ((40, 70), {"is_causal": True}),
-        ((70, 40), {"is_causal": True}),  # the first 30 queries see nothing
+        ((20, 50), {"is_causal": True}),
+        ((50, 20), {"is_causal": True}),  # the first 30 queries see nothing
         ((1, 63), {"is_causal": True}),
         ((63, 1), {}),
         ((1, 1), {"is_causal": True}),
         ((63, 63), {"is_causal": True, "window": 20}),
-        ((63, 100), {"is_causal": True, "window": 1}),
-        ((100, 63), {"window": 9}),
+        ((30, 63), {"is_causal": True, "window": 1}),
+        ((63, 40), {"window": 9}),
         ((40, 63), {"alibi_slopes": SLOPES}),
         ((63, 40), {"alibi_slopes": SLOPES, "is_causal": True, "window": 30, "scale": 0.7}),
     ],
     ids=str,
 )
-def test_the_kernels_compute_what_numpy_does(lengths, options, dtype):
-    check(*inputs(*lengths, dtype=dtype), **options)
+def test_the_kernels_compute_what_numpy_does(lengths, options):
+    check(*inputs(*lengths), **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=name_of)
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "window": 20, "alibi_slopes": SLOPES}], ids=["", "more"])
+def test_half_precision(dtype, options):
+    check(*inputs(40, 63, dtype=dtype), **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"is_causal": True, "window": 30, "alibi_slopes": SLOPES}], ids=["", "more"])
-@pytest.mark.parametrize("shape", [(50,), (40, 1), (2, 40, 50)], ids=name_of)
+@pytest.mark.parametrize("shape", [(50,), (2, 40, 50)], ids=name_of)
 def test_masks_and_biases_are_read_along_the_axes_they_have(shape, options):
     mask = torch.rand(shape) < 0.6
     if shape[-2:] == (40, 50):
@@ -88,11 +93,11 @@ def test_masks_and_biases_are_read_along_the_axes_they_have(shape, options):
 
 @pytest.mark.parametrize("sizes", [(40, 70), (128, 16)], ids=name_of)
 def test_heads_of_any_size(sizes):
-    check(*inputs(33, 33, *sizes), is_causal=True)
+    check(*inputs(20, 20, *sizes), is_causal=True)
 
 
 def test_heads_are_grouped():
-    q, k, v = draw(2, 6, 33, 8), draw(2, 2, 33, 8), draw(2, 2, 33, 6)
+    q, k, v = draw(2, 4, 20, 8), draw(2, 2, 20, 8), draw(2, 2, 20, 6)
     check(q, k, v, is_causal=True)
 
 
@@ -110,6 +115,7 @@ def test_tables_of_tiles_cover_every_size_and_grow_no_larger():
     q = torch.zeros(1, 1, 1, 65, dtype=torch.float16)
     assert tiles_for(q, q[..., :3]) == HALF[128]
     assert tiles_for(q.float()[..., :3], q.float()) == SINGLE[128]
+    assert [tile.stages for tile in tiles_for(q, q, pairs=True)] == [tile.stages - 1 for tile in HALF[128]]
 
 
 def test_views_are_read_where_they_lie_and_inputs_are_left_alone():
@@ -122,7 +128,7 @@ def test_views_are_read_where_they_lie_and_inputs_are_left_alone():
     assert all(torch.equal(x, y) for x, y in zip((q, k, v), before, strict=True))
 
 
-@pytest.mark.parametrize("shape", [(), (1, 33), (21, 1), (2, 1, 33), (1, 2, 21, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(), (21, 1), (2, 1, 33), (1, 2, 21, 33)], ids=str)
 def test_the_gradient_of_a_bias_is_summed_over_its_repetitions(shape):
     q, k, v = inputs(21, 33)
     bias, grad = draw(*shape), torch.randn(1, 2, 21, 6, device=DEVICE)

@@ -59,6 +59,13 @@ def _triton(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = Fals
     return triton_attention(query, key, value, is_causal=is_causal)
 
 
+def _linear(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
+    """Attend linearly, with rectified queries and keys as features; always causal."""
+    from attnbook.kernels import triton_linear_attention
+
+    return triton_linear_attention(query.relu(), key.relu(), value)
+
+
 OURS = "attnbook, Triton"
 KERNELS: dict[str, Attend] = {
     "naive": _naive,
@@ -114,18 +121,15 @@ def rates(timing: Timing, **settings: Any) -> dict[str, float]:
     return {name: teraflops(seconds, **settings) for name, seconds in timing.seconds.items()}
 
 
-def _waiting(function: Callable[[], Any]) -> Callable[[], None]:
+def _waiting(function: Callable[[], Any], device: str) -> Callable[[], None]:
     """Make a call that returns when the GPU is done."""
 
     def call() -> None:
         function()
-        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return call
-
-
-def _forward_backward(attend: Attend, inputs: list[Tensor], grad: Tensor, **options: Any) -> Callable[[], None]:
-    return _waiting(lambda: torch.autograd.grad(attend(*inputs, **options), inputs, grad))
 
 
 def _runs(function: Callable[[], Any]) -> bool:
@@ -137,58 +141,52 @@ def _runs(function: Callable[[], Any]) -> bool:
     return True
 
 
-def suite(*, batch_size: int = 2, heads: int = 16, length: int = 8192, head_dim: int = 128) -> Iterator[Comparison]:
+def suite(
+    *,
+    batch_size: int = 2,
+    heads: int = 16,
+    length: int = 8192,
+    head_dim: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cuda",
+) -> Iterator[Comparison]:
     """Yield dense causal attention, forward, then forward and backward, and chunked linear attention.
 
-    Times are the wall's, with the GPU waited for. Nothing is yielded where PyTorch sees no CUDA device.
+    Times are the wall's, with the GPU waited for. Where PyTorch sees no CUDA device, it says so and yields nothing.
 
     Args:
         batch_size: B.
         heads: H.
         length: L = S of dense attention; linear attention takes twice that.
-        head_dim: D, of dense attention; linear attention takes half that.
+        head_dim: D of dense attention; linear attention takes half that.
+        dtype: of queries, keys and values.
+        device: "cuda", or "cpu" to try the code in Triton's interpreter.
     Yields:
-        Ours in bfloat16 beside each peer that runs here; "goal" is relative to the best of them.
+        Ours beside each peer that runs here.
     """
-    if not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here")
         return
-    yield from _dense(batch_size, heads, length, head_dim)
-    yield from _linear(batch_size, heads, 2 * length, head_dim // 2)
 
+    def compare(
+        what: str, length: int, head_dim: int, backward: bool, ours: Attend, names: tuple[str, ...], goal: float
+    ) -> Comparison:
+        shape = batch_size, heads, length, head_dim
+        query, key, value, grad = (torch.randn(shape, device=device, dtype=dtype) for _ in range(4))
+        inputs = [x.requires_grad_(backward) for x in (query, key, value)]
 
-def _draw(*shape: int, wanted: bool) -> tuple[list[Tensor], Tensor]:
-    q, k, v, grad = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4))
-    return [x.requires_grad_(wanted) for x in (q, k, v)], grad
-
-
-def _dense(batch_size: int, heads: int, length: int, head_dim: int) -> Iterator[Comparison]:
-    setting = f"({batch_size}, {heads}, {length}, {head_dim}), causal, bfloat16"
-    for backward in (False, True):
-        inputs, grad = _draw(batch_size, heads, length, head_dim, wanted=backward)
-
-        def call(name: str, inputs: list[Tensor] = inputs, grad: Tensor = grad, backward: bool = backward):
+        def call(attend: Attend) -> Callable[[], None]:
             if backward:
-                return _forward_backward(KERNELS[name], inputs, grad, is_causal=True)
-            return _waiting(lambda: KERNELS[name](*inputs, is_causal=True))
+                return _waiting(lambda: torch.autograd.grad(attend(*inputs, is_causal=True), inputs, grad), device)
+            return _waiting(lambda: attend(*inputs, is_causal=True), device)
 
-        calls = {name: call(name) for name in KERNELS if name not in ("naive", OURS)}
-        peers = {name: peer for name, peer in calls.items() if _runs(peer)}
-        what = "dense attention, forward and backward" if backward else "dense attention, forward"
-        yield Comparison("gpu", what, setting, call(OURS), peers, 1 / 0.6, wall=True)
+        peers = {name: peer for name in names if _runs(peer := call(KERNELS[name]))}
+        what = f"{what}, forward and backward" if backward else f"{what}, forward"
+        setting = f"{shape}, causal, {str(dtype)[6:]}"
+        return Comparison("gpu", what, setting, call(ours), peers, goal, wall=True)
 
-
-def _linear(batch_size: int, heads: int, length: int, head_dim: int) -> Iterator[Comparison]:
-    from attnbook.kernels import triton_linear_attention
-
-    inputs, grad = _draw(batch_size, heads, length, head_dim, wanted=True)
-
-    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return triton_linear_attention(query.relu(), key.relu(), value)
-
-    names = ("SDPA, FlashAttention", "SDPA, memory-efficient", "SDPA, cuDNN")
-    calls = {name: _forward_backward(KERNELS[name], inputs, grad, is_causal=True) for name in names}
-    peers = {name: peer for name, peer in calls.items() if _runs(peer)}
-    setting = f"({batch_size}, {heads}, {length}, {head_dim}), causal, bfloat16"
-    mine = _forward_backward(ours, inputs, grad)
-    yield Comparison("gpu", "chunked linear attention, forward and backward", setting, mine, peers, 0.25, wall=True)
+    fused = tuple(name for name in KERNELS if name.startswith("SDPA"))
+    for backward in (False, True):  # the goal is 0.6 of the best peer's rate
+        names = (*fused, "FlexAttention, compiled")
+        yield compare("dense attention", length, head_dim, backward, KERNELS[OURS], names, 1 / 0.6)
+    yield compare("chunked linear attention", 2 * length, head_dim // 2, True, _linear, fused, 0.25)

@@ -53,8 +53,8 @@ class Tiles(NamedTuple):
     queries: Tile
 
 
-# By the larger of the padded head sizes; float32 is multiplied without tensor cores, from registers. Start of tuning:
-# what fits into the registers and the 227 KiB of shared memory of a Hopper multiprocessor, without spilling.
+# By the larger of the padded head sizes. Not tuned on a GPU yet: chosen so that the compiler for sm_90 needs at most
+# 128 KiB of shared memory and hardly spills a register. float32 is multiplied without tensor cores, from registers.
 HALF = {
     64: Tiles(Tile(128, 64, 4, 3), Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     128: Tiles(Tile(128, 64, 8, 3), Tile(64, 128, 8, 2), Tile(128, 64, 8, 2)),
@@ -67,15 +67,17 @@ SINGLE = {
 }
 
 
-def tiles_for(query: Tensor, value: Tensor) -> Tiles:
+def tiles_for(query: Tensor, value: Tensor, *, pairs: bool = False) -> Tiles:
     """Return the tiles that the kernels take by default.
 
     Args:
         query: of the call.
         value: of the call.
+        pairs: whether a mask or a bias is read too; a tile of it needs room beside those of keys and values.
     """
     size = max(64, padded(query.shape[-1]), padded(value.shape[-1]))
-    return (SINGLE if query.dtype == torch.float32 else HALF)[size]
+    tiles = (SINGLE if query.dtype == torch.float32 else HALF)[size]
+    return Tiles(*(tile._replace(stages=max(1, tile.stages - 1)) for tile in tiles)) if pairs else tiles
 
 
 class _Dense(torch.autograd.Function):
@@ -163,12 +165,12 @@ def triton_attention(
         value: (B, Hkv, S, Dv), Dv at most 256.
         attn_mask: broadcastable to (B, H, L, S), bool; True = may attend. Read tile by tile; skips none.
         bias: broadcastable to (B, H, L, S), float, added to the scaled scores.
-        alibi_slopes: (H,), positive for ALiBi; slope times distance is taken off the scores, ends aligned.
+        alibi_slopes: (H,): slope times distance is taken off the scores, ends aligned ({cite}`press2022`).
         is_causal: let each query see its own position and earlier ones, ends aligned.
         window: how many keys a causal query sees, its own included; without ``is_causal``, the same number on either
             side (its own counted in both).
         scale: factor of the scores; 1/√D by default.
-        tiles: sizes of the tiles; those of :func:`tiles_for` by default.
+        tiles: sizes of the tiles; those of :func:`tiles_for` by default, which need up to 128 KiB of shared memory.
     Returns:
         (B, H, L, Dv), dtype of query. Differentiable once in query, key, value and bias.
     Raises:
@@ -200,5 +202,6 @@ def triton_attention(
     # Query i sees the keys at distances least ≤ i + S − L − j ≤ most.
     most = FAR if window is None else check_count("window", window) - 1
     least = 0 if is_causal else -most
-    tiles = tiles_for(query, value) if tiles is None else tiles
+    if tiles is None:
+        tiles = tiles_for(query, value, pairs=mask is not None or bias is not None)
     return _Dense.apply(query, key, value, mask, bias, alibi_slopes, scale, least, most, tiles)
