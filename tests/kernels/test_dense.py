@@ -19,7 +19,7 @@ from attnbook.kernels.dense import HALF, SINGLE, Tile, Tiles, tiles_for
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
-SMALL = Tiles(Tile(16, 32), Tile(32, 16), Tile(32, 16))
+SMALL = Tiles(*[Tile(32, 32)] * 3)
 SLOPES = torch.tensor([0.5, 0.03])
 
 
@@ -73,6 +73,10 @@ def check(q: Tensor, k: Tensor, v: Tensor, **options) -> None:
 )
 def test_the_kernels_compute_what_numpy_does(lengths, options):
     check(*inputs(*lengths), **options)
+
+
+def test_the_sizes_of_tiles_change_nothing():
+    check(*inputs(50, 40), is_causal=True, window=30, tiles=Tiles(Tile(16, 32), Tile(32, 16), Tile(16, 16)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=name_of)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from attnbook.kernels.missing import MissingTriton
+from attnbook.kernels import MissingTriton
 from attnbook.shapes import check_tensor, mismatch
 
 try:

@@ -62,7 +62,7 @@ HALF = {
 }
 SINGLE = {
     64: Tiles(Tile(32, 32), Tile(32, 32), Tile(32, 32)),
-    128: Tiles(Tile(32, 32), Tile(16, 32), Tile(32, 16)),
+    128: Tiles(Tile(32, 16), Tile(16, 32), Tile(32, 16)),
     256: Tiles(Tile(16, 16, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1)),
 }
 
