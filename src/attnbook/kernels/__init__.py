@@ -1,8 +1,8 @@
 """Triton kernels: dense attention and chunked linear attention, forward and backward.
 
 Triton is an optional extra (``pip install 'attnbook[kernels]'``). Nothing imports it by default: the kernels are loaded
-when first asked for, and where Triton is missing that raises :class:`MissingTriton`. They run on a GPU; to try them on a
-processor, set ``TRITON_INTERPRET=1`` in the environment before Python starts.
+when first asked for, and where Triton is missing that raises :class:`MissingTriton`. They run on a GPU; to try them on
+a processor, set ``TRITON_INTERPRET=1`` in the environment before Python starts.
 """
 
 from importlib import import_module

@@ -76,7 +76,7 @@ def _ranges(first, size, low, high, count, STEP: tl.constexpr):
 @triton.jit
 def _at(strides, b, h, i, j):
     """Return where pair (i, j) lies in a tensor (B, H, L, S)."""
-    return b * strides[0] + h * strides[1] + i.to(tl.int64) * strides[2] + j * strides[3]
+    return b * strides[0] + h * strides[1] + i.to(tl.int64) * strides[2] + j.to(tl.int64) * strides[3]
 
 
 @triton.jit
