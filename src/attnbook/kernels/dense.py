@@ -170,7 +170,7 @@ def triton_attention(
         window: how many keys a causal query sees, its own included; without ``is_causal``, the same number on either
             side (its own counted in both).
         scale: factor of the scores; 1/√D by default.
-        tiles: sizes of the tiles; those of :func:`tiles_for` by default, which need up to 128 KiB of shared memory.
+        tiles: sizes of the tiles; those of ``tiles_for`` by default, which need up to 128 KiB of shared memory.
     Returns:
         (B, H, L, Dv), dtype of query. Differentiable once in query, key, value and bias.
     Raises:
