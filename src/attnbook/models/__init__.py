@@ -1,5 +1,6 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
+from attnbook.models.aurora import Aurora, AuroraConfig
 from attnbook.models.correspondence import CorrespondenceConfig, CorrespondenceNetwork
 from attnbook.models.decision import DecisionConfig, DecisionTransformer
 from attnbook.models.decoder import Decoder, DecoderConfig
@@ -18,6 +19,8 @@ from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.transformer import Transformer
 
 __all__ = [
+    "Aurora",
+    "AuroraConfig",
     "CTCRecogniser",
     "CorrespondenceConfig",
     "CorrespondenceNetwork",
