@@ -15,6 +15,7 @@ from attnbook.models.ngram import KneserNey
 from attnbook.models.patch_series import PatchTST, PatchTSTConfig
 from attnbook.models.recurrent_memory import RecurrentMemoryConfig, RecurrentMemoryTransformer
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
+from attnbook.models.scaffolding import ScaffoldingConfig, ScaffoldingNetwork
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.transformer import Transformer
 
@@ -46,6 +47,8 @@ __all__ = [
     "RNNSeq2Seq",
     "RecurrentMemoryConfig",
     "RecurrentMemoryTransformer",
+    "ScaffoldingConfig",
+    "ScaffoldingNetwork",
     "SpeechConfig",
     "SpeechTransformer",
     "Transformer",
