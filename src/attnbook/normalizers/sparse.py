@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from attnbook.normalizers.common import log_allowed, prepare, rescale, widen
@@ -192,7 +193,7 @@ def _jacobian_product(weights: _Rows | _Gathered, grad: Tensor, alpha: float) ->
     return weighted - slope * weights.spread(mean)
 
 
-@torch.compiler.disable
+@_disable_dynamo  # torch.compiler.disable, without loading the compiler now
 def _apply_eagerly(*arguments: Any) -> Tensor:
     """Apply any α without compiling: a power is slow to compile, and gathering the candidates is faster."""
     return _Entmax.apply(*arguments)
@@ -204,7 +205,7 @@ def _entmax(scores: Tensor, top: Tensor, alpha: float, dim: int) -> Tensor:
         raise mismatch("alpha", "a finite number > 1 (α = 1 is softmax)", describe(alpha))
     rows = widen(scores).movedim(dim, -1)  # (…, n)
     top = top.to(rows.dtype).movedim(dim, -1)
-    apply = _Entmax.apply if alpha in (1.5, 2) else _apply_eagerly
+    apply = _apply_eagerly if torch.compiler.is_compiling() and alpha not in (1.5, 2) else _Entmax.apply
     weights = apply(rows.reshape(-1, rows.shape[-1]), top.reshape(-1, 1), float(alpha))
     return weights.view(rows.shape).movedim(-1, dim).to(scores.dtype)
 
