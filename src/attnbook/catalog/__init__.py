@@ -2,10 +2,10 @@
 
 from types import MappingProxyType
 
-from attnbook.catalog import dense
+from attnbook.catalog import dense, graph
 from attnbook.catalog.row import Mechanism
 
-_FAMILIES = (dense,)
+_FAMILIES = (dense, graph)
 
 MECHANISMS = MappingProxyType({row.function.__name__: row for family in _FAMILIES for row in family.ROWS})
 

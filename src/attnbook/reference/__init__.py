@@ -16,12 +16,15 @@ from attnbook.reference.dense import (
     softmax_off_by_one,
     sparsemax,
 )
+from attnbook.reference.graph import graph_attention, graph_attention_v2
 
 __all__ = [
     "NORMALIZERS",
     "attention",
     "attention_gradients",
     "entmax",
+    "graph_attention",
+    "graph_attention_v2",
     "local_attention",
     "scalable_softmax",
     "sigmoid",
