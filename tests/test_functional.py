@@ -395,7 +395,9 @@ BAD = {
     "bias: expected broadcastable to (B, H, L, S) = (2, 4, 3, 3), got float32 tensor of shape (3, 4)": {
         "bias": torch.zeros(3, 4)
     },
-    "backend: expected one of 'auto', 'reference', 'sdpa', 'tiled', got 'flash'": {"backend": "flash"},
+    "backend: expected one of 'auto', 'reference', 'sdpa', 'stored', 'tiled', 'flex', 'triton', got 'flash'": {
+        "backend": "flash"
+    },
     "normalizer: expected one of 'softmax', …, got 'softmin'": {"normalizer": "softmin"},
     "normalizer: expected one of 'softmax', …, got None": {"normalizer": None},
     "dropout_p: expected a number in [0, 1), got 1.0": {"dropout_p": 1.0},

@@ -2,6 +2,7 @@
 
 from attnbook.mechanisms.hard import hard_attention
 from attnbook.mechanisms.local import local_attention
+from attnbook.mechanisms.stored import stored_attention
 from attnbook.mechanisms.tiled import tiled_attention
 
-__all__ = ["hard_attention", "local_attention", "tiled_attention"]
+__all__ = ["hard_attention", "local_attention", "stored_attention", "tiled_attention"]
