@@ -125,7 +125,7 @@ def sdpa(call: Call) -> Tensor:
             scale=scale,
             enable_gqa=shape.Hkv != shape.H,
         )
-    output = output.to(dtype)
+    output = output if output.dtype == dtype else output.to(dtype)
     return output if empty is None else output.masked_fill(empty, 0.0)
 
 

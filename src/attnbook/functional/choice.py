@@ -27,7 +27,7 @@ Setting = tuple[str, bool, str]  # element type, gradient, mask
 
 
 def processor() -> str:
-    """Name the kind of processor, as far as the choice depends on it: its vector unit, and whether it multiplies bfloat16."""
+    """Name the kind of processor, as far as the choice depends on it: "+bf16" where it multiplies bfloat16."""
     return torch.backends.cpu.get_cpu_capability() + ("+bf16" if multiplies_fast(torch.bfloat16) else "")
 
 

@@ -34,8 +34,11 @@ def multiplies_fast(dtype: torch.dtype) -> bool:
     return dtype not in wanted or any(features.get(name, False) for name in wanted[dtype])
 
 
-def _work(query: Tensor) -> torch.dtype:
-    """Return the type of the products: the operands' own where it is multiplied fast; softmax sums in float32 anyway."""
+def _narrow(query: Tensor) -> torch.dtype:
+    """Return the type in which weights, and gradients of scores, are multiplied: half precision where that is fast.
+
+    Scores, and what the softmax sums, are float32 everywhere.
+    """
     fast = query.device.type != "cpu" or multiplies_fast(query.dtype)
     return query.dtype if fast else torch.promote_types(query.dtype, torch.float32)
 
@@ -48,8 +51,8 @@ def _clear_empty_rows(p: Tensor, top: Tensor) -> Tensor:
 class _Stored(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, bias, is_causal, scale, size):
-        tiles = Tiles(query, key, mask, bias, is_causal, size, _work(query))
-        k, v = (tiles.shared(x, slice(0, tiles.S)) for x in (key, value))
+        tiles, narrow = Tiles(query, key, mask, bias, is_causal, size), _narrow(query)
+        k, v = tiles.shared(key, slice(0, tiles.S)), tiles.shared(value, slice(0, tiles.S)).to(narrow)
         output = query.new_empty(*query.shape[:3], value.shape[3])
         keep = any(ctx.needs_input_grad[:3]) or ctx.needs_input_grad[4]
         panels = []
@@ -64,6 +67,7 @@ class _Stored(torch.autograd.Function):
             torch.softmax(p, -1, out=p)
             if top is not None:
                 _clear_empty_rows(p, top)
+            p = p.to(narrow)
             _put_product(output, tiles, rows, p, v[:, :end])
             if keep:
                 panels.append(p)
@@ -75,25 +79,25 @@ class _Stored(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         query, key, value, mask, bias, *panels = ctx.saved_tensors
-        tiles = Tiles(query, key, mask, bias, ctx.is_causal, ctx.size, _work(query))
-        k, v = (tiles.shared(x, slice(0, tiles.S)) for x in (key, value))
+        tiles, narrow = Tiles(query, key, mask, bias, ctx.is_causal, ctx.size), _narrow(query)
+        k, v = tiles.shared(key, slice(0, tiles.S)).to(narrow), tiles.shared(value, slice(0, tiles.S))
         grad_query = query.new_zeros(query.shape)
-        total = torch.promote_types(query.dtype, torch.float32)  # what panels add up to is added up in float32
-        grad_key, grad_value = torch.zeros_like(k, dtype=total), torch.zeros_like(v, dtype=total)
-        grad_bias = torch.zeros_like(bias, dtype=total) if ctx.needs_input_grad[4] else None
+        grad_key, grad_value = torch.zeros_like(k, dtype=tiles.work), torch.zeros_like(v)
+        grad_bias = torch.zeros_like(bias, dtype=tiles.work) if ctx.needs_input_grad[4] else None
         waiting = iter(panels)
         for rows in tiles.queries():
             end = tiles.end(rows)
             if end == 0:
                 continue
             p, q, go = next(waiting), tiles.stack(query, rows), tiles.stack(grad_output, rows)
-            _add_product(grad_value[:, :end], p.transpose(1, 2), go)
-            dp = torch.bmm(go, v[:, :end].transpose(1, 2))
+            _add_product(grad_value[:, :end], p.transpose(1, 2), go.to(narrow))
+            dp, p = torch.bmm(go, v[:, :end].transpose(1, 2)), p.to(tiles.work)
             ds = torch.ops.aten._softmax_backward_data.out(dp, p, -1, p.dtype, grad_input=dp)  # p ∘ (dp − Σ p ∘ dp)
             if grad_bias is not None:
                 tiles.add_to_bias_gradient(grad_bias, ds, rows, slice(0, end))
-            _put_product(grad_query, tiles, rows, ds.mul_(ctx.scale), k[:, :end])
-            _add_product(grad_key[:, :end], ds.transpose(1, 2), q)
+            ds = ds.mul_(ctx.scale).to(narrow)
+            _put_product(grad_query, tiles, rows, ds, k[:, :end])
+            _add_product(grad_key[:, :end], ds.transpose(1, 2), q.to(narrow))
         grad_key, grad_value = grad_key.view(key.shape).to(key.dtype), grad_value.view(value.shape).to(value.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
         return grad_query, grad_key, grad_value, None, grad_bias, None, None, None
