@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,7 +37,46 @@ class Comparison:
     goal: float | None
 
 
-Suite = Callable[[], Iterator[Comparison]]  # yields one comparison after another, so that only one holds memory
+@dataclass(frozen=True)
+class Program:
+    """Something to run in a process of its own.
+
+    Attributes:
+        maker: "module:function"; the function takes ``length`` and the settings, makes the inputs, and returns a
+            function without arguments that does the work.
+        length: the first size; the work is done once with 64 beforehand, to load what is loaded once.
+        settings: further arguments, which JSON can hold.
+    """
+
+    maker: str
+    length: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class MemoryComparison:
+    """One line of the table that compares peak memory beyond the inputs.
+
+    Attributes:
+        suite: the group that the line belongs to.
+        what: what is computed.
+        setting: shapes, type, mask.
+        ours: our form.
+        peers: the others, by name; ours is compared with the smallest of them.
+        goal: the ratio of memory, ours to the best peer's, that we want to stay below.
+    """
+
+    suite: str
+    what: str
+    setting: str
+    ours: Program
+    peers: Mapping[str, Program]
+    goal: float | None
+
+
+Suite = Callable[
+    [], Iterator["Comparison | MemoryComparison"]
+]  # yields one comparison after another, so that only one holds memory
 
 
 @dataclass(frozen=True)
@@ -50,6 +92,21 @@ class Timing:
     best: str
     ratio: Ratio
     seconds: dict[str, float]
+
+
+def peak_extra(program: Program) -> int:
+    """Measure in a fresh process how far the resident set grows, at most, once the inputs exist.
+
+    Args:
+        program: what to run.
+    Returns:
+        Bytes.
+    """
+    words = [program.maker, str(program.length), json.dumps(dict(program.settings)), str(torch.get_num_threads())]
+    found = subprocess.run(
+        [sys.executable, "-m", "attnbook.bench.memory", *words], capture_output=True, text=True, check=True
+    )
+    return int(found.stdout)
 
 
 def compare(comparison: Comparison, *, rounds: int = 7) -> Timing:

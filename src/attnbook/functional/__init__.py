@@ -108,10 +108,10 @@ def attention(
         dropout_p: probability of dropping a weight, in [0, 1); the caller passes 0 outside training.
         return_weights: return the weights (before dropout) too.
         backend: "reference" builds the matrix, in PyTorch as it is written; "sdpa" is PyTorch's fused kernel; "stored"
-            and "tiled" are :func:`attnbook.mechanisms.stored_attention` and :func:`attnbook.mechanisms.tiled_attention`;
-            "flex" is PyTorch's FlexAttention, compiled (on the processor forward only, no float64); "triton" is our
-            kernel for GPUs. "auto" takes "reference" where only that computes what was asked for, and otherwise what a
-            measured table says is quickest ({ref}`sec-benchmarks`).
+            is :func:`attnbook.mechanisms.stored_attention`, "tiled" :func:`attnbook.mechanisms.tiled_attention`; "flex"
+            is PyTorch's FlexAttention, compiled (on the processor forward only, no float64); "triton" is our kernel for
+            GPUs. "auto" takes "reference" where only that computes what was asked for, and otherwise what a measured
+            table says is quickest ({ref}`sec-benchmarks`).
     Returns:
         (B, H, L, Dv), dtype of query; with return_weights also (B, H, L, S), rows sum to 1 or 0. A query with nothing
         to attend to gets zeros, and sends zero gradients back.
