@@ -50,11 +50,10 @@ def _clear_empty_rows(p: Tensor, top: Tensor) -> Tensor:
 
 class _Stored(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, mask, bias, is_causal, scale, size):
+    def forward(ctx, query, key, value, mask, bias, is_causal, scale, size, keep):
         tiles, narrow = Tiles(query, key, mask, bias, is_causal, size), _narrow(query)
         k, v = tiles.shared(key, slice(0, tiles.S)), tiles.shared(value, slice(0, tiles.S)).to(narrow)
         output = query.new_empty(*query.shape[:3], value.shape[3])
-        keep = any(ctx.needs_input_grad[:3]) or ctx.needs_input_grad[4]
         panels = []
         for rows in tiles.queries():
             end = tiles.end(rows)
@@ -100,7 +99,7 @@ class _Stored(torch.autograd.Function):
             _add_product(grad_key[:, :end], ds.transpose(1, 2), q.to(narrow))
         grad_key, grad_value = grad_key.view(key.shape).to(key.dtype), grad_value.view(value.shape).to(value.dtype)
         grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
-        return grad_query, grad_key, grad_value, None, grad_bias, None, None, None
+        return grad_query, grad_key, grad_value, None, grad_bias, None, None, None, None
 
 
 def _put_product(x: Tensor, tiles: Tiles, rows: slice, a: Tensor, b: Tensor) -> None:
@@ -189,4 +188,5 @@ def stored(
     """
     if block_size is None:  # a short panel wastes less beyond the diagonal, a tall one multiplies faster
         block_size = 256 if not is_causal else 128 if query.shape[2] > 256 else 64
-    return _Stored.apply(query, key, value, mask, bias, is_causal, scale, block_size)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (query, key, value, bias))
+    return _Stored.apply(query, key, value, mask, bias, is_causal, scale, block_size, keep)
