@@ -510,10 +510,10 @@ def own_table(monkeypatch, tmp_path):
     path = tmp_path / "table.json"
     path.write_text(json.dumps(TABLE))
     monkeypatch.setattr(choice, "TABLE", path)
-    for cached in (choice._rows, choice.nearest):
+    for cached in (choice._rows, choice.nearest, choice._take):
         cached.cache_clear()
     yield
-    for cached in (choice._rows, choice.nearest):
+    for cached in (choice._rows, choice.nearest, choice._take):
         cached.cache_clear()
 
 

@@ -22,8 +22,8 @@ from attnbook.shapes import (
     check_bias,
     check_choice,
     check_mask,
-    check_no_nan,
     check_probability,
+    check_query_and_key,
     mismatch,
 )
 
@@ -125,8 +125,7 @@ def attention(
     check_choice("backend", backend, BACKENDS)
     normalize = resolve(normalizer)
     check_probability("dropout_p", dropout_p)
-    check_no_nan("query", query)
-    check_no_nan("key", key)
+    check_query_and_key(query, key)
     target = (shape.B, shape.H, shape.L, shape.S)
     if attn_mask is not None:
         attn_mask = check_mask("attn_mask", attn_mask, target)

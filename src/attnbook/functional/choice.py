@@ -31,17 +31,6 @@ def processor() -> str:
     return torch.backends.cpu.get_cpu_capability() + ("+bf16" if multiplies_fast(torch.bfloat16) else "")
 
 
-def setting_of(call: Call) -> Setting:
-    """Return what a call's row in the table depends on, besides its lengths.
-
-    Args:
-        call: on the processor.
-    """
-    half = call.query.dtype in (torch.float16, torch.bfloat16)
-    mask = "tensor" if call.mask is not None or call.bias is not None else "causal" if call.is_causal else "none"
-    return "bfloat16" if half else "float32", call.wants_gradient, mask
-
-
 @cache
 def _rows(kind: str) -> dict[Setting, tuple[tuple[float, float, str], ...]]:
     """Return the table's part for a kind of processor: for each setting, log L, log S and what to take there."""
@@ -59,7 +48,7 @@ def nearest(kind: str, setting: Setting, L: int, S: int) -> str:
 
     Args:
         kind: of processor, as :func:`processor` names it.
-        setting: as :func:`setting_of` returns it.
+        setting: element type, whether a gradient is wanted, and the kind of mask.
         L: queries.
         S: keys.
     """
@@ -74,6 +63,12 @@ def _this_processor() -> str:
     return processor()
 
 
+@cache
+def _take(half: bool, gradient: bool, tensor: bool, is_causal: bool, L: int, S: int) -> str:
+    mask = "tensor" if tensor else "causal" if is_causal else "none"
+    return nearest(_this_processor(), ("bfloat16" if half else "float32", gradient, mask), L, S)
+
+
 def choose(call: Call) -> str:
     """Choose the backend for a call of softmax attention.
 
@@ -85,12 +80,14 @@ def choose(call: Call) -> str:
     Returns:
         A name in ``attnbook.functional.BACKENDS``.
     """
-    if call.dropout_p or not values_are_readable(call.query):
+    query, shape = call.query, call.shape
+    if call.dropout_p or not values_are_readable(query):
         return "sdpa"
-    shape, setting = call.shape, setting_of(call)
-    take = nearest(_this_processor(), setting, shape.L, shape.S)
-    kept = shape.B * shape.H * shape.L * shape.S * max(call.query.element_size(), 4)
-    return "sdpa" if take == "stored" and call.wants_gradient and kept > MOST_STORED else take
+    gradient, tensor = call.wants_gradient, call.mask is not None or call.bias is not None
+    take = _take(query.itemsize == 2, gradient, tensor, call.is_causal, shape.L, shape.S)
+    if take == "stored" and gradient and shape.B * shape.H * shape.L * shape.S * max(query.itemsize, 4) > MOST_STORED:
+        return "sdpa"
+    return take
 
 
 def table() -> dict[str, Any]:

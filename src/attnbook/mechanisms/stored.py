@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnbook.mechanisms.tiles import Tiles
-from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_no_nan
+from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_query_and_key
 
 # Rows are worked on in panels: a block of queries with all the keys that some of them may see. In tiles.py's letters:
 #   q  (B·Hkv, G·Lb, D)     k  (B·Hkv, E, D)     v  (B·Hkv, E, Dv)     E keys; S of them, or fewer where causal
@@ -151,8 +151,7 @@ def stored_attention(
     Cost: O(LSD) time; O(LS) memory where a gradient is wanted, O(S) beyond inputs and output where none is.
     """
     shape = check_attention(query, key, value)
-    check_no_nan("query", query)
-    check_no_nan("key", key)
+    check_query_and_key(query, key)
     target = (shape.B, shape.H, shape.L, shape.S)
     if attn_mask is not None:
         attn_mask = check_mask("attn_mask", attn_mask, target)

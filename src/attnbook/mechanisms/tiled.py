@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from attnbook.mechanisms.online_softmax import OnlineSoftmax
 from attnbook.mechanisms.tiles import Tiles
-from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_no_nan
+from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_query_and_key
 
 
 class _Tiled(torch.autograd.Function):
@@ -94,8 +94,7 @@ def tiled_attention(
     """
     shape = check_attention(query, key, value)
     check_count("block_size", block_size)
-    check_no_nan("query", query)
-    check_no_nan("key", key)
+    check_query_and_key(query, key)
     target = (shape.B, shape.H, shape.L, shape.S)
     if attn_mask is not None:
         attn_mask = check_mask("attn_mask", attn_mask, target)
