@@ -32,6 +32,7 @@ from attnbook.mechanisms.relative import (
 from attnbook.mechanisms.routing import routing_attention
 from attnbook.mechanisms.sliding_window import sliding_window_attention, strided_attention
 from attnbook.mechanisms.ssd import retention_attention, ssd_attention
+from attnbook.mechanisms.stored import stored_attention
 from attnbook.mechanisms.tiled import tiled_attention
 from attnbook.mechanisms.topk import topk_attention
 
@@ -73,6 +74,7 @@ __all__ = [
     "sliding_window_attention",
     "soft_match",
     "ssd_attention",
+    "stored_attention",
     "strided_attention",
     "t5_attention",
     "tiled_attention",
