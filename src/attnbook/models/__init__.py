@@ -7,6 +7,7 @@ from attnbook.models.decoder import Decoder, DecoderConfig
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
 from attnbook.models.galerkin_operator import GalerkinOperator, GalerkinOperatorConfig
 from attnbook.models.generation import generate, greedy_decode
+from attnbook.models.graph import GAT, GATConfig, GraphTransformer, GraphTransformerConfig
 from attnbook.models.listen_attend_spell import CTCRecogniser, ListenAttendSpell, ListenerConfig
 from attnbook.models.lstm import LSTMLanguageModel
 from attnbook.models.memory_network import MemoryNetwork, MemoryNetworkConfig
@@ -20,6 +21,7 @@ from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.transformer import Transformer
 
 __all__ = [
+    "GAT",
     "Aurora",
     "AuroraConfig",
     "CTCRecogniser",
@@ -31,8 +33,11 @@ __all__ = [
     "DecoderConfig",
     "Encoder",
     "EncoderConfig",
+    "GATConfig",
     "GalerkinOperator",
     "GalerkinOperatorConfig",
+    "GraphTransformer",
+    "GraphTransformerConfig",
     "KneserNey",
     "LSTMLanguageModel",
     "ListenAttendSpell",
