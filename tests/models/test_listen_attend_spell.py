@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from attnbook.models import CTCRecogniser, ListenAttendSpell, ListenerConfig
+from attnbook.models import CTCRecogniser, ListenAttendSpell, ListenerConfig, greedy_decode
 from helpers import complains, tokens
 
 CONTENT = ListenerConfig(channels=5, vocab_size=7, width=16, pyramid=2)
@@ -106,6 +106,16 @@ def test_one_batch_can_be_learned_by_heart(config):
         loss.backward()
         optimizer.step()
     assert loss < 0.1
+
+
+def test_greedy_decoding_takes_the_best_letter_each_time():
+    model, lengths = ListenAttendSpell(LOCATION).eval(), torch.tensor([22, 20, 14])
+    found = greedy_decode(model, SOUND, start=0, end=6, max_length=4, lengths=lengths)
+    for row, text in enumerate(found.tolist()):
+        with torch.no_grad():
+            logits = model(SOUND[[row], :, : lengths[row]], torch.tensor([[0, *text[:-1]]]))[0]
+        real = text.index(6) + 1 if 6 in text else len(text)
+        assert logits.argmax(-1).tolist()[:real] == text[:real]
 
 
 def test_the_baseline_learns_one_batch_and_reads_it_back():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -134,27 +135,31 @@ def generate(
 
 
 @torch.no_grad()
-def greedy_decode(model: nn.Module, source: Tensor, *, start: int, end: int, max_length: int) -> Tensor:
+def greedy_decode(model: nn.Module, source: Tensor, *, start: int, end: int, max_length: int, **options: Any) -> Tensor:
     """Translate greedily: the most probable token at each step, until the end or the limit.
 
     Args:
         model: a sequence-to-sequence model with ``encode(source)`` and ``decode_step(tokens, state)``.
-        source: (B, S) integers, padded.
+        source: what the model's ``encode`` takes: (B, S) integers, padded, or (B, channels, frames) of sound.
         start: the token that begins a target.
         end: the token that ends one.
         max_length: the most tokens to produce, the end included.
+        options: passed on to ``encode``, the lengths of recordings say.
     Returns:
         (B, T) integers, T ≤ max_length, without the start; after a row's end, it is filled with ``end``.
     Raises:
         ValueError: another rank, a limit below 1.
     """
-    check_tensor("source", source, "B S", dtypes=(torch.int64,))
+    if isinstance(source, Tensor) and source.is_floating_point():
+        check_tensor("source", source, "B channels frames")
+    else:
+        check_tensor("source", source, "B S", dtypes=(torch.int64,))
     check_count("max_length", max_length)
-    token = source.new_full((len(source),), start)
-    done = torch.zeros(len(source), dtype=torch.bool, device=source.device)
     produced = []
     with _evaluation(model):
-        state = model.encode(source)
+        state = model.encode(source, **options)
+        token = torch.full((len(source),), start, device=source.device)
+        done = torch.zeros(len(source), dtype=torch.bool, device=source.device)
         while len(produced) < max_length and not done.all():
             logits, state = model.decode_step(token, state)
             token = logits.argmax(-1).masked_fill(done, end)

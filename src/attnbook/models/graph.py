@@ -212,7 +212,7 @@ def neighbour_mask(edge_index: Tensor, nodes: int) -> Tensor:
 def laplacian_positions(edge_index: Tensor, nodes: int, count: int) -> Tensor:
     """Tell where nodes are by the smoothest functions on their graph: eigenvectors of I − D^−½ A D^−½.
 
-    Those of the smallest eigenvalues, after the first ({cite}`dwivedi2021`, §2.2); each one's sign is arbitrary.
+    Those of the smallest eigenvalues, after the first ({cite}`dwivedi2021`); each one's sign is arbitrary.
     Directions of edges are forgotten.
 
     Args:

@@ -144,7 +144,7 @@ class ListenAttendSpell(nn.Module):
 
     The speller's state, after it has taken in the last letter and the last context, attends to the annotations; state
     and new context give the next letter. With ``location_filters`` the attention also sees where it looked last: a
-    convolution of the last weights enters an additive score ({cite}`chorowski2015`, eqs. 8 and 9). Differs from the
+    convolution of the last weights enters an additive score ({cite}`chorowski2015`). Differs from the
     papers: queries and keys are made by one linear map each, where {cite}`chan2015` has small networks; and
     {cite}`chorowski2015` queries with the state before the step, ours with the one after it.
 

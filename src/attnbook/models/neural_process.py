@@ -248,7 +248,7 @@ class NeuralProcess(nn.Module):
     ) -> Tensor:
         """Return what training makes small: the negative log-likelihood of a target, or a bound on it.
 
-        With a latent, it is the negative evidence lower bound ({cite}`garnelo2018b`, eq. 9): the latent is drawn
+        With a latent, it is the negative evidence lower bound ({cite}`garnelo2018b`): the latent is drawn
         knowing the targets, and its divergence from what the context alone says is added.
 
         Args:
