@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnbook.cache import StaticCache
-from attnbook.layers import ACTIVATIONS, NORMS, TransformerBlock, make_norm, run_blocks
+from attnbook.layers import ACTIVATIONS, GATED, NORMS, TransformerBlock, make_caches, make_norm, run_blocks
 from attnbook.positions import RotaryEmbedding, sinusoidal
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
 
@@ -32,7 +32,7 @@ class DecoderConfig:
         norm: "layer" or "rms".
         norm_eps: what the norms add to the variance; PyTorch's default by default.
         rotary_base: of rotary positions.
-        activation: "relu", "gelu" or "swiglu".
+        activation: as for :class:`attnbook.layers.FeedForward`.
         bias: give the projections biases.
         tie: use the embedding as the output projection too ({cite}`press2017`).
         dropout: of the embeddings, the weights and what each part adds.
@@ -81,7 +81,7 @@ class DecoderConfig:
         head_dim = E // self.num_heads
         kv = (self.num_kv_heads or self.num_heads) * head_dim
         hidden = self.hidden or 4 * E
-        up = 2 if self.activation == "swiglu" else 1
+        up = 2 if self.activation in GATED else 1
         norm = 2 * E if self.norm == "layer" else E
         attention = 2 * E * E + 2 * E * kv + bias * (2 * E + 2 * kv)
         feed_forward = (up + 1) * E * hidden + bias * (up * hidden + E)
@@ -160,19 +160,8 @@ class Decoder(nn.Module):
             batch_size: B.
             max_length: positions; the context length by default.
         """
-        config = self.config
-        weight = self.embedding.weight
-        return [
-            StaticCache(
-                batch_size,
-                config.num_kv_heads or config.num_heads,
-                max_length or config.context_length,
-                config.width // config.num_heads,
-                dtype=weight.dtype,
-                device=weight.device,
-            )
-            for _ in self.blocks
-        ]
+        length = max_length or self.config.context_length
+        return make_caches(self.blocks, batch_size, length, self.embedding.weight)
 
     def forward(self, tokens: Tensor, caches: list[StaticCache] | None = None, *, return_trace: bool = False) -> Any:
         """Score the token that follows each position.
