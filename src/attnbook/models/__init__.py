@@ -1,5 +1,6 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
+from attnbook.models.convnet import ConvNet, ConvNetConfig
 from attnbook.models.decoder import Decoder, DecoderConfig
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
 from attnbook.models.generation import generate, greedy_decode
@@ -7,9 +8,13 @@ from attnbook.models.lstm import LSTMLanguageModel
 from attnbook.models.ngram import KneserNey
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
+from attnbook.models.swin import Swin, SwinConfig
 from attnbook.models.transformer import Transformer
+from attnbook.models.vision import VisionConfig, VisionTransformer
 
 __all__ = [
+    "ConvNet",
+    "ConvNetConfig",
     "Decoder",
     "DecoderConfig",
     "Encoder",
@@ -20,7 +25,11 @@ __all__ = [
     "RNNSeq2Seq",
     "SpeechConfig",
     "SpeechTransformer",
+    "Swin",
+    "SwinConfig",
     "Transformer",
+    "VisionConfig",
+    "VisionTransformer",
     "generate",
     "greedy_decode",
     "mean_pool",
