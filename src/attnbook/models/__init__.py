@@ -9,10 +9,12 @@ from attnbook.models.ngram import KneserNey
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.swin import Swin, SwinConfig
+from attnbook.models.t5 import T5, T5Config
 from attnbook.models.transformer import Transformer
 from attnbook.models.vision import VisionConfig, VisionTransformer
 
 __all__ = [
+    "T5",
     "ConvNet",
     "ConvNetConfig",
     "Decoder",
@@ -27,6 +29,7 @@ __all__ = [
     "SpeechTransformer",
     "Swin",
     "SwinConfig",
+    "T5Config",
     "Transformer",
     "VisionConfig",
     "VisionTransformer",
