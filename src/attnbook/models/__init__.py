@@ -1,5 +1,6 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
+from attnbook.models.clip import CLIP, CLIPConfig, contrastive_loss
 from attnbook.models.convnet import ConvNet, ConvNetConfig
 from attnbook.models.decoder import Decoder, DecoderConfig
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
@@ -14,7 +15,9 @@ from attnbook.models.transformer import Transformer
 from attnbook.models.vision import VisionConfig, VisionTransformer
 
 __all__ = [
+    "CLIP",
     "T5",
+    "CLIPConfig",
     "ConvNet",
     "ConvNetConfig",
     "Decoder",
@@ -33,6 +36,7 @@ __all__ = [
     "Transformer",
     "VisionConfig",
     "VisionTransformer",
+    "contrastive_loss",
     "generate",
     "greedy_decode",
     "mean_pool",
