@@ -350,6 +350,11 @@ X = torch.zeros(2, 4, E)
         ),
         (lambda: FeedForward(0), "width: expected an integer ≥ 1, got 0"),
         (lambda: FeedForward(4, 0), "hidden: expected an integer ≥ 1, got 0"),
+        (
+            lambda: CrossBlock(4, 2, memory_width=6)(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)),
+            "memory: expected last axis 6, got shape (1, 2, 4)",
+        ),
+        (lambda: CrossBlock(4, 2)(torch.zeros(1, 2, 6), torch.zeros(1, 2, 4)), "x: expected last axis 4, got …"),
         (lambda: FeedForward(4, activation="tanh"), "activation: expected one of 'relu', 'gelu', …, got 'tanh'"),
         (lambda: FeedForward(4, dropout=2), "dropout: expected a number in [0, 1), got 2"),
         (lambda: TransformerBlock(8, 2, norm="batch"), "norm: expected one of 'layer', 'rms', got 'batch'"),

@@ -433,6 +433,9 @@ class CrossBlock(nn.Module):
         Raises:
             ValueError: shapes that do not match.
         """
+        for name, tensor, norm in (("x", x, self.attention_norm), ("memory", memory, self.memory_norm)):
+            if check_tensor(name, tensor, "B L E").shape[-1] != norm.normalized_shape[0]:
+                raise mismatch(name, f"last axis {norm.normalized_shape[0]}", tensor_shape(tensor))
         first, second = (1.0, 1.0) if self.gates is None else self.gates.tanh()
         read = self.attention(
             self.attention_norm(x), self.memory_norm(memory), attn_mask=memory_mask, need_weights=need_weights

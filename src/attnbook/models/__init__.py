@@ -1,5 +1,6 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
+from attnbook.models.captioner import Captioner, VisualQuestions
 from attnbook.models.clip import CLIP, CLIPConfig, contrastive_loss
 from attnbook.models.convnet import ConvNet, ConvNetConfig
 from attnbook.models.decoder import Decoder, DecoderConfig
@@ -7,6 +8,7 @@ from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, 
 from attnbook.models.generation import generate, greedy_decode
 from attnbook.models.lstm import LSTMLanguageModel
 from attnbook.models.ngram import KneserNey
+from attnbook.models.perceiver import Perceiver, PerceiverConfig
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.swin import Swin, SwinConfig
@@ -18,6 +20,7 @@ __all__ = [
     "CLIP",
     "T5",
     "CLIPConfig",
+    "Captioner",
     "ConvNet",
     "ConvNetConfig",
     "Decoder",
@@ -27,6 +30,8 @@ __all__ = [
     "KneserNey",
     "LSTMLanguageModel",
     "MaskedLanguageHead",
+    "Perceiver",
+    "PerceiverConfig",
     "RNNSeq2Seq",
     "SpeechConfig",
     "SpeechTransformer",
@@ -36,6 +41,7 @@ __all__ = [
     "Transformer",
     "VisionConfig",
     "VisionTransformer",
+    "VisualQuestions",
     "contrastive_loss",
     "generate",
     "greedy_decode",
