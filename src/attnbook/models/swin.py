@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ class SwinBlock(nn.Module):
         ValueError: as for the parts.
     """
 
-    def __init__(self, width: int, num_heads: int, grid: int, window: int, shift: int, **block_options):
+    def __init__(self, width: int, num_heads: int, grid: int, window: int, shift: int, **block_options: Any):
         super().__init__()
         self.grid, self.window, self.shift = (grid,) * 2, (window,) * 2, shift
         self.block = TransformerBlock(width, num_heads, **block_options)
@@ -109,7 +110,7 @@ class SwinBlock(nn.Module):
         mask = shifted_window_mask(self.grid, self.window, (shift,) * 2) if shift else None
         self.register_buffer("mask", mask, persistent=False)
 
-    def forward(self, x: Tensor, *, need_weights: bool = False):
+    def forward(self, x: Tensor, *, need_weights: bool = False) -> Any:
         """Update the grid.
 
         Args:
