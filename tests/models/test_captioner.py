@@ -77,6 +77,15 @@ def test_a_fresh_gated_captioner_is_its_language_model():
     assert not torch.allclose(opened(model)(image, text), before, atol=1e-4)
 
 
+def test_a_wrapped_language_model_can_be_drawn_anew():
+    model = opened(build("gated"))
+    gates = model.text.blocks[0].reading.gates.clone()
+    model.text.reset_parameters()
+    assert torch.equal(model.text.blocks[0].reading.gates, gates)
+    written = model.text.blocks[1].block.feed_forward.down.weight
+    assert written.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.1)
+
+
 def test_a_frozen_language_model_stays_as_it_is():
     language = Decoder(DecoderConfig(**TEXT, init_std=0.3)).requires_grad_(False)
     state = {name: x.clone() for name, x in language.state_dict().items()}

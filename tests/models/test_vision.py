@@ -36,14 +36,22 @@ VIT = {
 }
 
 
-def test_vit_base_has_its_published_number_of_parameters():
-    config = VisionConfig(224, 16, 3, 768, 12, 12, num_classes=1000)
-    assert config.num_parameters() == 86_567_656
+@pytest.mark.parametrize(
+    ("patch_size", "width", "depth", "heads", "count"),
+    [(16, 768, 12, 12, 86_567_656), (32, 768, 12, 12, 88_224_232), (16, 1024, 24, 16, 304_326_632)],
+    ids=["B/16", "B/32", "L/16"],
+)
+def test_published_configurations_have_their_number_of_parameters(patch_size, width, depth, heads, count):
+    config = VisionConfig(224, patch_size, 3, width, depth, heads, num_classes=1000)
+    assert config.num_parameters() == count
+    transformers = hugging_face()
+    made = transformers.ViTConfig(
+        patch_size=patch_size, hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+        intermediate_size=4 * width, num_labels=1000,
+    )  # fmt: skip
     with torch.device("meta"):
-        assert count_parameters(VisionTransformer(config)) == 86_567_656
-        transformers = hugging_face()
-        theirs = transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000))
-        assert count_parameters(theirs) == 86_567_656
+        assert count_parameters(VisionTransformer(config)) == count
+        assert count_parameters(transformers.ViTForImageClassification(made)) == count
 
 
 @torch.no_grad()

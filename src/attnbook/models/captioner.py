@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnbook.cache import StaticCache
-from attnbook.layers import CrossBlock, MultiHeadAttention, TransformerBlock
+from attnbook.layers import CrossBlock, FeedForward, MultiHeadAttention, TransformerBlock
 from attnbook.models.decoder import Decoder
 from attnbook.models.vision import VisionTransformer
 from attnbook.shapes import check_count, check_tensor, mismatch, tensor_shape
@@ -30,6 +30,16 @@ class GatedBlock(nn.Module):
     def attention(self) -> MultiHeadAttention:
         """The block's self-attention, for which caches are made."""
         return self.block.attention
+
+    @property
+    def feed_forward(self) -> FeedForward:
+        """The block's feed-forward network."""
+        return self.block.feed_forward
+
+    @property
+    def cross(self) -> None:
+        """The block has no cross-attention of its own."""
+        return self.block.cross
 
     def forward(
         self,
@@ -60,7 +70,7 @@ class GatedBlock(nn.Module):
 
 
 class Given(nn.Module):
-    """A captioner with its images fixed: a language model that :func:`attnbook.models.generate` can decode.
+    """A captioner with its images fixed: a language model that :func:`attnbook.models.generation.generate` can decode.
 
     Args:
         text: the captioner's Decoder.
@@ -72,11 +82,11 @@ class Given(nn.Module):
         self.text, self.memory, self.config = text, memory, text.config
 
     def make_cache(self, batch_size: int, max_length: int | None = None) -> list[StaticCache]:
-        """Set memory aside for decoding; as for :class:`attnbook.models.Decoder`."""
+        """Set memory aside for decoding; as for :class:`attnbook.models.decoder.Decoder`."""
         return self.text.make_cache(batch_size, max_length)
 
     def forward(self, tokens: Tensor, caches: list[StaticCache] | None = None) -> Tensor:
-        """Score the token that follows each position; as for :class:`attnbook.models.Decoder`."""
+        """Score the token that follows each position; as for :class:`attnbook.models.decoder.Decoder`."""
         return self.text(tokens, caches, memory=self.memory)
 
 
@@ -93,7 +103,8 @@ class Captioner(nn.Module):
         text: the language model; if ``gated``, its blocks are wrapped in place.
         gated: put gated reading before its blocks.
         every: before which of them: the first and each ``every``-th after it.
-        resampler: turns the image's vectors into fewer, a :class:`attnbook.models.Perceiver` without queries, say.
+        resampler: turns the image's vectors into fewer: a :class:`attnbook.models.perceiver.Perceiver` without
+            queries, say.
     Raises:
         ValueError: a Decoder with a memory of another width, or with one where ``gated``.
     """
@@ -167,7 +178,7 @@ class Captioner(nn.Module):
         return self.text(tokens, memory=self.look(image), return_trace=return_trace)
 
     def given(self, image: Tensor) -> Given:
-        """Fix the images, for :func:`attnbook.models.generate`.
+        """Fix the images, for :func:`attnbook.models.generation.generate`.
 
         Args:
             image: (B, channels, rows, columns).
