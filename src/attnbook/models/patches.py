@@ -90,7 +90,7 @@ def partition_windows(x: Tensor, window: Sequence[int]) -> Tensor:
     """Cut a grid of any number of axes into windows that do not overlap.
 
     Args:
-        x: (B, *grid, E).
+        x: (B, grid…, E).
         window: the window's size on each axis of the grid; divisors of the grid's.
     Returns:
         (B · windows, N, E), N the number of cells of a window; the windows of one grid follow each other.
@@ -116,7 +116,7 @@ def merge_windows(windows: Tensor, window: Sequence[int], grid: Sequence[int]) -
         window: the window's size on each axis.
         grid: the grid's.
     Returns:
-        (B, *grid, E).
+        (B, grid…, E).
     """
     counts = [size // part for size, part in zip(grid, window, strict=True)]
     axes = len(window)
