@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,17 +18,23 @@ from attnbook.shapes import check_no_nan, check_tensor, describe, describe_dtype
 # stand together: the weights are then a sparse (H·N, H·N) matrix, rows by target, in CSR form.
 
 
-def _matrix(first: Tensor, columns: Tensor, entries: Tensor) -> Tensor:
-    """Make a sparse square matrix in CSR form; PyTorch warns, once, that these are new."""
-    nodes = len(first) - 1
+@cache
+def _silence() -> None:
+    """Make a sparse matrix, so that PyTorch's warning that these are new, which comes once, is behind us."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR", UserWarning)
-        return torch.sparse_csr_tensor(first, columns, entries, (nodes, nodes), check_invariants=False)
+        torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1), check_invariants=False)
+
+
+def _matrix(first: Tensor, columns: Tensor, entries: Tensor) -> Tensor:
+    """Make a sparse square matrix in CSR form."""
+    _silence()
+    return torch.sparse_csr_tensor(first, columns, entries, (len(first) - 1,) * 2, check_invariants=False)
 
 
 def _first_of(index: Tensor, nodes: int) -> Tensor:
     """Return where each node's edges begin in a sorted list, and where the last one's end: (nodes + 1,)."""
-    first = index.new_zeros(nodes + 1)
+    first = index.new_zeros(nodes + 1)  # of the index's type, as sparse matrices want it
     torch.cumsum(torch.bincount(index, minlength=nodes), 0, out=first[1:])
     return first
 
@@ -40,8 +47,7 @@ class _Attend(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, scores: Tensor, features: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        first = _first_of(target, len(features))
+    def forward(ctx, scores: Tensor, features: Tensor, source: Tensor, target: Tensor, first: Tensor) -> Tensor:
         top = torch.segment_reduce(scores, "max", offsets=first)  # −∞ at nodes without edges
         weights = (scores - top.index_select(0, target)).exp_()
         weights /= torch.segment_reduce(weights, "sum", offsets=first).index_select(0, target)
@@ -50,7 +56,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         weights, features, source, target, first = ctx.saved_tensors
         source_sorted, order = source.sort(stable=True)
         transposed = _matrix(_first_of(source_sorted, len(features)), target[order], weights[order])
@@ -58,7 +64,7 @@ class _Attend(torch.autograd.Function):
         grad_weights = torch.sparse.sampled_addmm(at_edges, grad, features.T, beta=0).values()  # of G Xᵀ
         weighted = weights * grad_weights
         mean = torch.segment_reduce(weighted, "sum", offsets=first).index_select(0, target)
-        return weighted.sub_(weights * mean), transposed @ grad, None, None
+        return weighted.sub_(weights * mean), transposed @ grad, None, None, None
 
 
 def _side_by_side(x: Tensor) -> Tensor:
@@ -94,8 +100,11 @@ def _check_slope(negative_slope: float) -> float:
     return float(negative_slope)
 
 
-def _sorted_edges(edge_index: Tensor, features: Tensor, self_loops: bool) -> tuple[Tensor, Tensor]:
-    """Check the edges; return their sources and targets (H·M,) in the copies of the graph, sorted by target."""
+def _sorted_edges(edge_index: Tensor, features: Tensor, self_loops: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the edges, copy the graph for each head, and sort by target.
+
+    Returns sources and targets (H·M,), and where each node's edges begin and the last one's end (H·N + 1,).
+    """
     if not isinstance(edge_index, Tensor) or edge_index.dtype not in (torch.int64, torch.int32):
         raise mismatch("edge_index", "an int64 or int32 tensor (2, edges)", describe(edge_index))
     if edge_index.dim() != 2 or len(edge_index) != 2:
@@ -108,9 +117,15 @@ def _sorted_edges(edge_index: Tensor, features: Tensor, self_loops: bool) -> tup
     if self_loops:
         every = torch.arange(nodes, device=edge_index.device, dtype=edge_index.dtype).expand(2, -1)
         edge_index = torch.cat([edge_index[:, edge_index[0] != edge_index[1]], every], 1)
-    target, order = edge_index[1].long().sort(stable=True)
-    copies = nodes * torch.arange(features.shape[1], device=edge_index.device)[:, None]  # where each begins
-    return (edge_index[0].long()[order] + copies).view(-1), (target + copies).view(-1)
+    heads = features.shape[1]
+    if max(nodes, edge_index.shape[1]) * heads < 2**31:
+        edge_index = edge_index.int()  # half the memory, and what the kernels of sparse products want
+    target, order = edge_index[1].sort(stable=True)
+    source, first = edge_index[0].index_select(0, order), _first_of(target, nodes)
+    of_head = torch.arange(heads, device=target.device, dtype=target.dtype)[:, None]
+    source, target = (ends + of_head * nodes for ends in (source, target))
+    first = torch.cat([(first[:-1] + of_head * len(order)).view(-1), first[-1:] * heads])
+    return source.view(-1), target.view(-1), first
 
 
 def graph_attention(
@@ -146,12 +161,13 @@ def graph_attention(
     a = _check_vector("source_vector", source_vector, features)
     b = _check_vector("target_vector", target_vector, features)
     slope = _check_slope(negative_slope)
-    source, target = _sorted_edges(edge_index, features, self_loops)
+    source, target, first = _sorted_edges(edge_index, features, self_loops)
     x = _side_by_side(features)
-    of_nodes = x.view(len(a), -1, a.shape[1]) @ torch.stack([a, b], -1)  # (H, N, 2)
-    of_source, of_target = of_nodes.view(-1, 2).unbind(1)
+    both = torch.block_diag(*torch.stack([a, b], 1)).T  # (H·C, 2·H): the two vectors of each head, in its rows
+    of_nodes = (features.to(x.dtype).flatten(1) @ both).unflatten(1, (-1, 2))  # (N, H, 2)
+    of_source, of_target = of_nodes.permute(2, 1, 0).flatten(1)  # (H·N,) each
     ends = of_source.index_select(0, source) + of_target.index_select(0, target)  # (H·M,)
-    return _apart(_Attend.apply(torch.nn.functional.leaky_relu(ends, slope), x, source, target), features)
+    return _apart(_Attend.apply(torch.nn.functional.leaky_relu(ends, slope), x, source, target, first), features)
 
 
 def graph_attention_v2(
@@ -192,9 +208,9 @@ def graph_attention_v2(
     ):
         raise mismatch("target_features", f"a {describe(features)}, as features", describe(target_features))
     check_no_nan("target_features", target_features)
-    source, target = _sorted_edges(edge_index, features, self_loops)
+    source, target, first = _sorted_edges(edge_index, features, self_loops)
     x = _side_by_side(features)
     ends = x.index_select(0, source) + _side_by_side(target_features).index_select(0, target)  # (H·M, C)
     ends = torch.nn.functional.leaky_relu(ends, slope).view(len(a), -1, a.shape[1])
     scores = (ends @ a[:, :, None]).view(-1)  # (H·M,)
-    return _apart(_Attend.apply(scores, x, source, target), features)
+    return _apart(_Attend.apply(scores, x, source, target, first), features)
