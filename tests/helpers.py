@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnbook import data
 
@@ -78,3 +80,61 @@ def bibliography() -> frozenset[str]:
 def tokens(*shape: int, high: int, low: int = 0, seed: int = 0) -> Tensor:
     """Draw integers in [low, high)."""
     return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+@cache
+def hugging_face() -> Any:
+    """Import transformers, or skip the test; what the package warns of while it is imported is its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("transformers")
+
+
+def published(make: Callable[[], nn.Module]) -> nn.Module:
+    """Build another library's model, every parameter drawn anew so that none is 0 or 1, in evaluation mode."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make().eval()
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.dim() == 1) * 0.5)
+    return model
+
+
+def copy_renamed(ours: nn.Module, theirs: nn.Module, rules: Mapping[str, str]) -> nn.Module:
+    """Copy the weights of another library's model into ours; each rule rewrites names, in order."""
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        for pattern, replacement in rules.items():
+            name = re.sub(pattern, replacement, name)
+        state[name] = tensor
+    own = ours.state_dict()
+    state = {name: tensor.reshape(own[name].shape) if name in own else tensor for name, tensor in state.items()}
+    ours.load_state_dict(state)
+    return ours.eval()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Count the parameters of a module, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def reach_all(module: nn.Module, loss: Tensor, *, except_for: str = r"k_proj\.bias$") -> None:
+    """Assert that a loss sends a gradient to every parameter; softmax does not see the keys' biases."""
+    loss.backward()
+    for name, parameter in module.named_parameters():
+        if not re.search(except_for, name):
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().max() > 0, name
+
+
+def learn(module: nn.Module, loss: Callable[[], Tensor], *, steps: int, lr: float = 1e-2) -> Tensor:
+    """Learn one batch by heart, and return the last loss."""
+    optimizer = torch.optim.AdamW(module.parameters(), lr=lr)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+    return value.detach()

@@ -154,7 +154,7 @@ CONTRACT = {
     "mechanisms": ("tiled_attention",),
     "catalog": ("MECHANISMS",),
     "layers": ("MultiHeadAttention",),
-    "models": ("RNNSeq2Seq", "Transformer", "Decoder"),
+    "models": ("RNNSeq2Seq", "Transformer", "Decoder", "Encoder", "VisionTransformer"),
     "data": ("load", "card"),
     "train": ("fit",),
     "claims": ("claim",),

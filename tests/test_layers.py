@@ -9,7 +9,7 @@ from torch import nn
 import attnbook
 from attnbook import layers, masks
 from attnbook.cache import StaticCache
-from attnbook.layers import FeedForward, MultiHeadAttention, TransformerBlock
+from attnbook.layers import CrossBlock, FeedForward, MultiHeadAttention, TransformerBlock
 from attnbook.positions import RotaryEmbedding
 from helpers import complains
 
@@ -181,10 +181,11 @@ def test_feed_forward(activation, bias):
         hidden = up * 0.5 * (1 + torch.erf(up / 2**0.5))
     else:
         gate = x @ layer.gate.weight.T + (layer.gate.bias if bias else 0)
-        hidden = gate * torch.sigmoid(gate) * up
+        bent = (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3))) / 2
+        hidden = gate * (torch.sigmoid(gate) if activation == "swiglu" else bent) * up
     expected = hidden @ layer.down.weight.T + (layer.down.bias if bias else 0)
     assert torch.allclose(layer(x), expected, atol=1e-6)
-    assert len(list(layer.parameters())) == (3 if activation == "swiglu" else 2) * (2 if bias else 1)
+    assert len(list(layer.parameters())) == (3 if activation in layers.GATED else 2) * (2 if bias else 1)
 
 
 def test_feed_forward_is_four_times_as_wide_inside_unless_told():
@@ -249,6 +250,46 @@ def test_block_masks_and_options_reach_the_attention():
     assert not torch.equal(block(x, memory=memory), block(x, memory=changed))
 
 
+def test_scale_and_score_bias_reach_the_scores():
+    layer, x, bias = MultiHeadAttention(8, 2, scale=1.0), torch.randn(2, 5, 8), torch.randn(2, 5, 5)
+    q, k = (p(x).unflatten(-1, (2, 4)).transpose(1, 2) for p in (layer.q_proj, layer.k_proj))
+    expected = (q @ k.transpose(-2, -1) + bias).softmax(-1)
+    output, weights = layer(x, score_bias=bias, need_weights=True)
+    assert torch.allclose(weights, expected, atol=1e-6)
+    assert torch.allclose(layer(x, score_bias=bias), output, atol=1e-6)
+    block = TransformerBlock(8, 2, cross_attention=True, scale=0.5, cross_options={"scale": 1.0, "key_dim": 3})
+    assert (block.attention.scale, block.cross.scale) == (0.5, 1.0)
+    memory = torch.randn(2, 7, 3)
+    _, weights, _ = block(x, memory=memory, score_bias=bias, need_weights=True)
+    _, plain = block.attention(block.attention_norm(x), score_bias=bias, need_weights=True)
+    assert torch.equal(weights, plain)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_cross_block_reads_the_memory_through_two_gates(gated):
+    block = CrossBlock(8, 2, memory_width=6, gated=gated)
+    x, memory = torch.randn(2, 5, 8), torch.randn(2, 7, 6)
+    mask = torch.arange(7) < torch.tensor([7, 4])[:, None, None, None]
+    if gated:
+        assert torch.equal(block(x, memory), x)
+        nn.init.normal_(block.gates)
+    first, second = block.gates.tanh() if gated else (1, 1)
+    y = x + first * block.attention(block.attention_norm(x), block.memory_norm(memory), attn_mask=mask)
+    y = y + second * block.feed_forward(block.feed_forward_norm(y))
+    output, weights = block(x, memory, memory_mask=mask, need_weights=True)
+    assert torch.allclose(output, y, atol=1e-6)
+    assert weights.shape == (2, 2, 5, 7)
+    assert (weights[1, :, :, 4:] == 0).all()
+    assert torch.allclose(block(x, memory, memory_mask=mask), output, atol=1e-6)
+
+
+def test_caches_fit_the_blocks():
+    blocks = [TransformerBlock(8, 4, num_kv_heads=2) for _ in range(3)]
+    caches = layers.make_caches(blocks, 5, 7, torch.zeros(1, dtype=torch.float64))
+    assert [cache.keys.shape for cache in caches] == [(5, 2, 7, 2)] * 3
+    assert caches[0].values.dtype == torch.float64
+
+
 def test_block_dropout_acts_on_what_is_added():
     block, x = TransformerBlock(8, 2, dropout=0.9), torch.randn(1, 50, 8)
     untouched = (block(x) == x).float().mean().item()
@@ -309,7 +350,12 @@ X = torch.zeros(2, 4, E)
         ),
         (lambda: FeedForward(0), "width: expected an integer ≥ 1, got 0"),
         (lambda: FeedForward(4, 0), "hidden: expected an integer ≥ 1, got 0"),
-        (lambda: FeedForward(4, activation="tanh"), "activation: expected one of 'relu', 'gelu', 'swiglu', got 'tanh'"),
+        (
+            lambda: CrossBlock(4, 2, memory_width=6)(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)),
+            "memory: expected last axis 6, got shape (1, 2, 4)",
+        ),
+        (lambda: CrossBlock(4, 2)(torch.zeros(1, 2, 6), torch.zeros(1, 2, 4)), "x: expected last axis 4, got …"),
+        (lambda: FeedForward(4, activation="tanh"), "activation: expected one of 'relu', 'gelu', …, got 'tanh'"),
         (lambda: FeedForward(4, dropout=2), "dropout: expected a number in [0, 1), got 2"),
         (lambda: TransformerBlock(8, 2, norm="batch"), "norm: expected one of 'layer', 'rms', got 'batch'"),
         (lambda: TransformerBlock(8, 2, dropout=-1), "dropout: expected a number in [0, 1), got -1"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,8 @@ from attnbook.positions import RotaryEmbedding
 from attnbook.shapes import check_choice, check_count, check_probability, check_tensor, describe, mismatch, tensor_shape
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-ACTIVATIONS = ("relu", "gelu", "swiglu")
+GATED = ("swiglu", "geglu")
+ACTIVATIONS = ("relu", "gelu", *GATED)
 
 
 class MultiHeadAttention(nn.Module):
@@ -34,6 +35,7 @@ class MultiHeadAttention(nn.Module):
         value_dim: width of the values' source, where it is not that of the keys.
         dropout: probability of dropping a weight in training.
         rotary: turns queries and keys by their positions; self-attention only.
+        scale: factor of the scores; 1/√D by default.
         normalizer: as for :func:`attnbook.attention`.
         backend: as for :func:`attnbook.attention`.
     Raises:
@@ -52,6 +54,7 @@ class MultiHeadAttention(nn.Module):
         value_dim: int | None = None,
         dropout: float = 0.0,
         rotary: RotaryEmbedding | None = None,
+        scale: float | None = None,
         normalizer: str | Callable[..., Tensor] = "softmax",
         backend: str = "auto",
     ):
@@ -68,7 +71,7 @@ class MultiHeadAttention(nn.Module):
         value_dim = key_dim if value_dim is None else check_count("value_dim", value_dim)
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.dropout = check_probability("dropout", dropout)
-        self.rotary, self.normalizer, self.backend = rotary, normalizer, backend
+        self.rotary, self.scale, self.normalizer, self.backend = rotary, scale, normalizer, backend
         self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(key_dim, num_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(value_dim, num_kv_heads * head_dim, bias=bias)
@@ -88,6 +91,7 @@ class MultiHeadAttention(nn.Module):
         value: Tensor | None = None,
         *,
         attn_mask: Tensor | None = None,
+        score_bias: Tensor | None = None,
         is_causal: bool = False,
         cache: StaticCache | None = None,
         need_weights: bool = False,
@@ -99,6 +103,7 @@ class MultiHeadAttention(nn.Module):
             key: (B, S, key_dim); the queries by default (self-attention).
             value: (B, S, value_dim); the keys by default.
             attn_mask: broadcastable to (B, H, L, S), bool; True = may attend.
+            score_bias: broadcastable to (B, H, L, S), added to the scaled scores.
             is_causal: let each position see itself and earlier ones, ends aligned.
             cache: holds the keys and values of earlier positions; these are appended, and all of them attended to.
             need_weights: return the weights too.
@@ -125,7 +130,9 @@ class MultiHeadAttention(nn.Module):
             k,
             v,
             attn_mask=attn_mask,
+            bias=score_bias,
             is_causal=is_causal,
+            scale=self.scale,
             normalizer=self.normalizer,
             dropout_p=self.dropout if self.training else 0.0,
             return_weights=need_weights,
@@ -232,8 +239,8 @@ class FeedForward(nn.Module):
     Args:
         width: E.
         hidden: width in between; 4E by default ({cite}`vaswani2017`, §3.3).
-        activation: "relu", "gelu" ({cite}`hendrycks2016`), or "swiglu", the gated form of {cite}`shazeer2020`, eq. 6,
-            which has three matrices.
+        activation: "relu", "gelu" ({cite}`hendrycks2016`), or a gated form of {cite}`shazeer2020`, eq. 6, which has
+            three matrices: "swiglu", or "geglu" (with the tanh form of GELU, as in T5's code).
         bias: give the projections biases.
         dropout: probability of dropping a hidden unit in training.
     Raises:
@@ -253,14 +260,16 @@ class FeedForward(nn.Module):
         hidden = 4 * check_count("width", width) if hidden is None else check_count("hidden", hidden)
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         self.up = nn.Linear(width, hidden, bias=bias)
-        self.gate = nn.Linear(width, hidden, bias=bias) if activation == "swiglu" else None
+        self.gate = nn.Linear(width, hidden, bias=bias) if activation in GATED else None
         self.down = nn.Linear(hidden, width, bias=bias)
         self.dropout = nn.Dropout(check_probability("dropout", dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, E) to (…, E)."""
-        if self.gate is not None:
+        if self.activation == "swiglu":
             hidden = nn.functional.silu(self.gate(x)) * self.up(x)
+        elif self.activation == "geglu":
+            hidden = nn.functional.gelu(self.gate(x), approximate="tanh") * self.up(x)
         else:
             hidden = getattr(nn.functional, self.activation)(self.up(x))
         return self.down(self.dropout(hidden))
@@ -283,6 +292,7 @@ class TransformerBlock(nn.Module):
         activation: as for :class:`FeedForward`.
         bias: give all projections biases.
         dropout: probability of dropping what a part adds to the stream, in training.
+        cross_options: passed on to the cross-attention's :class:`MultiHeadAttention`.
         attention_options: passed on to the self-attention's :class:`MultiHeadAttention`.
     Raises:
         ValueError: an unknown norm, and as for the parts.
@@ -301,13 +311,16 @@ class TransformerBlock(nn.Module):
         activation: str = "gelu",
         bias: bool = True,
         dropout: float = 0.0,
+        cross_options: Mapping[str, Any] | None = None,
         **attention_options: Any,
     ):
         super().__init__()
         self.norm_first = norm_first
         self.attention = MultiHeadAttention(width, num_heads, bias=bias, dropout=dropout, **attention_options)
         self.attention_norm = make_norm(norm, width, norm_eps)
-        self.cross = MultiHeadAttention(width, num_heads, bias=bias, dropout=dropout) if cross_attention else None
+        self.cross = None
+        if cross_attention:
+            self.cross = MultiHeadAttention(width, num_heads, bias=bias, dropout=dropout, **(cross_options or {}))
         self.cross_norm = make_norm(norm, width, norm_eps) if cross_attention else None
         self.feed_forward = FeedForward(width, hidden, activation=activation, bias=bias)
         self.feed_forward_norm = make_norm(norm, width, norm_eps)
@@ -325,6 +338,7 @@ class TransformerBlock(nn.Module):
         *,
         memory: Tensor | None = None,
         attn_mask: Tensor | None = None,
+        score_bias: Tensor | None = None,
         memory_mask: Tensor | None = None,
         is_causal: bool = False,
         cache: StaticCache | None = None,
@@ -336,6 +350,7 @@ class TransformerBlock(nn.Module):
             x: (B, L, E).
             memory: (B, S, E), an encoder's output; required by a block with cross-attention.
             attn_mask: broadcastable to (B, H, L, L), bool; True = may attend.
+            score_bias: broadcastable to (B, H, L, L), added to the self-attention's scores.
             memory_mask: broadcastable to (B, H, L, S), bool.
             is_causal: causal self-attention.
             cache: of the self-attention.
@@ -348,7 +363,8 @@ class TransformerBlock(nn.Module):
         """
         if (memory is None) != (self.cross is None):
             raise mismatch("memory", "None" if self.cross is None else "a tensor (B, S, E)", memory)
-        options = {"attn_mask": attn_mask, "is_causal": is_causal, "cache": cache, "need_weights": need_weights}
+        options = {"attn_mask": attn_mask, "score_bias": score_bias, "is_causal": is_causal}
+        options |= {"cache": cache, "need_weights": need_weights}
         x, weights = self._add(x, self.attention_norm, lambda y: self.attention(y, **options))
         cross_weights = None
         if self.cross is not None:
@@ -357,3 +373,90 @@ class TransformerBlock(nn.Module):
             )
         x, _ = self._add(x, self.feed_forward_norm, self.feed_forward)
         return (x, weights, cross_weights) if need_weights else x
+
+
+class CrossBlock(nn.Module):
+    """Read a memory without looking at oneself: cross-attention and a feed-forward network, each added to the stream.
+
+    Norms stand before the parts, on the memory too. With ``gated``, each part is multiplied by the tanh of a learned
+    number that starts at 0, so that a fresh block changes nothing ({cite}`alayrac2022`, §2.2).
+
+    Args:
+        width: E.
+        num_heads: H.
+        memory_width: width of the memory; E by default.
+        hidden: width of the feed-forward network; 4E by default.
+        gated: let the block start as the identity.
+        activation: as for :class:`FeedForward`.
+        dropout: probability of dropping what a part adds to the stream, in training.
+        attention_options: passed on to :class:`MultiHeadAttention`.
+    Raises:
+        ValueError: as for the parts.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        memory_width: int | None = None,
+        hidden: int | None = None,
+        gated: bool = False,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        **attention_options: Any,
+    ):
+        super().__init__()
+        memory_width = width if memory_width is None else memory_width
+        self.attention = MultiHeadAttention(
+            width, num_heads, key_dim=memory_width, dropout=dropout, **attention_options
+        )
+        self.attention_norm = make_norm("layer", width)
+        self.memory_norm = make_norm("layer", memory_width)
+        self.feed_forward = FeedForward(width, hidden, activation=activation)
+        self.feed_forward_norm = make_norm("layer", width)
+        self.gates = nn.Parameter(torch.zeros(2)) if gated else None
+        self.dropout = nn.Dropout(check_probability("dropout", dropout))
+
+    def forward(
+        self, x: Tensor, memory: Tensor, *, memory_mask: Tensor | None = None, need_weights: bool = False
+    ) -> Any:
+        """Update the residual stream.
+
+        Args:
+            x: (B, L, E).
+            memory: (B, S, memory_width).
+            memory_mask: broadcastable to (B, H, L, S), bool; True = may attend.
+            need_weights: return the weights too.
+        Returns:
+            (B, L, E); with need_weights also (B, H, L, S).
+        Raises:
+            ValueError: shapes that do not match.
+        """
+        for name, tensor, norm in (("x", x, self.attention_norm), ("memory", memory, self.memory_norm)):
+            if check_tensor(name, tensor, "B L E").shape[-1] != norm.normalized_shape[0]:
+                raise mismatch(name, f"last axis {norm.normalized_shape[0]}", tensor_shape(tensor))
+        first, second = (1.0, 1.0) if self.gates is None else self.gates.tanh()
+        read = self.attention(
+            self.attention_norm(x), self.memory_norm(memory), attn_mask=memory_mask, need_weights=need_weights
+        )
+        read, weights = read if need_weights else (read, None)
+        x = x + first * self.dropout(read)
+        x = x + second * self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return (x, weights) if need_weights else x
+
+
+def make_caches(
+    blocks: Iterable[TransformerBlock], batch_size: int, max_length: int, like: Tensor
+) -> list[StaticCache]:
+    """Set memory aside for decoding: one cache for each block's self-attention.
+
+    Args:
+        blocks: in their order.
+        batch_size: B.
+        max_length: positions.
+        like: a tensor of the element type and device wanted.
+    """
+    parts = [block.attention for block in blocks]
+    options = {"dtype": like.dtype, "device": like.device}
+    return [StaticCache(batch_size, x.num_kv_heads, max_length, x.head_dim, **options) for x in parts]

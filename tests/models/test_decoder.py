@@ -132,6 +132,22 @@ def test_without_positions_a_single_layer_sees_a_set():
     assert not torch.allclose(other(text)[:, -1], other(swapped)[:, -1], atol=1e-6)
 
 
+def test_a_memory_is_attended_to_by_every_block():
+    config = DecoderConfig(**SMALL, memory_width=6)
+    model = Decoder(config).eval()
+    assert sum(p.numel() for p in model.parameters()) == config.num_parameters()
+    text, memory = tokens(2, 8, high=11), torch.randn(2, 5, 6)
+    mask = torch.arange(5) < torch.tensor([5, 3])[:, None, None, None]
+    logits, trace = model(text, memory=memory, memory_mask=mask, return_trace=True)
+    assert [tuple(weights.shape) for weights in trace.cross_weights] == [(2, 4, 8, 5)] * 2
+    assert all((weights[1, :, :, 3:] == 0).all() for weights in trace.cross_weights)
+    caches = model.make_cache(2)
+    steps = [model(text[:, i : i + 4], caches, memory=memory, memory_mask=mask) for i in (0, 4)]
+    torch.testing.assert_close(torch.cat(steps, 1), logits, atol=1e-5, rtol=1e-4)
+    assert torch.equal(model.output(model.states(text, memory=memory)), model(text, memory=memory))
+    assert not torch.allclose(model(text, memory=memory + 1), model(text, memory=memory))
+
+
 def test_a_cache_may_be_shorter_than_the_context():
     model = Decoder(DecoderConfig(**SMALL))
     caches = model.make_cache(2, 5)
@@ -147,6 +163,12 @@ MODEL = Decoder(DecoderConfig(**SMALL))
     [
         (lambda: DecoderConfig(0, 1, 1, 1, 1), "vocab_size: expected an integer ≥ 1, got 0"),
         (lambda: DecoderConfig(5, 4, 8, 0, 2), "depth: expected an integer ≥ 1, got 0"),
+        (lambda: DecoderConfig(**SMALL, memory_width=0), "memory_width: expected an integer ≥ 1, got 0"),
+        (lambda: MODEL(tokens(1, 3, high=11), memory=torch.zeros(1, 2, 16)), "memory: expected None, got …"),
+        (
+            lambda: Decoder(DecoderConfig(**SMALL, memory_width=6))(tokens(1, 3, high=11)),
+            "memory: expected a tensor (B, S, E), got None",
+        ),
         (lambda: DecoderConfig(**SMALL, position="alibi"), "position: expected one of …, got 'alibi'"),
         (lambda: DecoderConfig(**SMALL, norm="batch"), "norm: expected one of 'layer', 'rms', got 'batch'"),
         (lambda: DecoderConfig(**SMALL, activation="tanh"), "activation: expected one of …, got 'tanh'"),

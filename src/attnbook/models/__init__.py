@@ -1,6 +1,9 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
 from attnbook.models.aurora import Aurora, AuroraConfig
+from attnbook.models.captioner import Captioner, VisualQuestions
+from attnbook.models.clip import CLIP, CLIPConfig, contrastive_loss
+from attnbook.models.convnet import ConvNet, ConvNetConfig
 from attnbook.models.correspondence import CorrespondenceConfig, CorrespondenceNetwork
 from attnbook.models.decision import DecisionConfig, DecisionTransformer
 from attnbook.models.decoder import Decoder, DecoderConfig
@@ -14,17 +17,27 @@ from attnbook.models.memory_network import MemoryNetwork, MemoryNetworkConfig
 from attnbook.models.neural_process import NeuralProcess, NeuralProcessConfig
 from attnbook.models.ngram import KneserNey
 from attnbook.models.patch_series import PatchTST, PatchTSTConfig
+from attnbook.models.perceiver import Perceiver, PerceiverConfig
 from attnbook.models.recurrent_memory import RecurrentMemoryConfig, RecurrentMemoryTransformer
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
 from attnbook.models.scaffolding import ScaffoldingConfig, ScaffoldingNetwork
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
+from attnbook.models.swin import Swin, SwinConfig
+from attnbook.models.t5 import T5, T5Config
 from attnbook.models.transformer import Transformer
+from attnbook.models.vision import VisionConfig, VisionTransformer
 
 __all__ = [
+    "CLIP",
     "GAT",
+    "T5",
     "Aurora",
     "AuroraConfig",
+    "CLIPConfig",
     "CTCRecogniser",
+    "Captioner",
+    "ConvNet",
+    "ConvNetConfig",
     "CorrespondenceConfig",
     "CorrespondenceNetwork",
     "DecisionConfig",
@@ -49,6 +62,8 @@ __all__ = [
     "NeuralProcessConfig",
     "PatchTST",
     "PatchTSTConfig",
+    "Perceiver",
+    "PerceiverConfig",
     "RNNSeq2Seq",
     "RecurrentMemoryConfig",
     "RecurrentMemoryTransformer",
@@ -56,7 +71,14 @@ __all__ = [
     "ScaffoldingNetwork",
     "SpeechConfig",
     "SpeechTransformer",
+    "Swin",
+    "SwinConfig",
+    "T5Config",
     "Transformer",
+    "VisionConfig",
+    "VisionTransformer",
+    "VisualQuestions",
+    "contrastive_loss",
     "generate",
     "greedy_decode",
     "mean_pool",

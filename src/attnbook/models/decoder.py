@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnbook.cache import StaticCache
-from attnbook.layers import ACTIVATIONS, NORMS, TransformerBlock, make_norm, run_blocks
+from attnbook.layers import ACTIVATIONS, GATED, NORMS, TransformerBlock, make_caches, make_norm, run_blocks
 from attnbook.positions import RotaryEmbedding, sinusoidal
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
 
@@ -32,10 +32,11 @@ class DecoderConfig:
         norm: "layer" or "rms".
         norm_eps: what the norms add to the variance; PyTorch's default by default.
         rotary_base: of rotary positions.
-        activation: "relu", "gelu" or "swiglu".
+        activation: as for :class:`attnbook.layers.FeedForward`.
         bias: give the projections biases.
         tie: use the embedding as the output projection too ({cite}`press2017`).
         dropout: of the embeddings, the weights and what each part adds.
+        memory_width: width of an encoder's output, to which every block then attends too; None for no memory.
         init_std: standard deviation of the first weights; GPT-2's 0.02 suits widths near its own, 768.
     """
 
@@ -54,11 +55,14 @@ class DecoderConfig:
     bias: bool = True
     tie: bool = True
     dropout: float = 0.0
+    memory_width: int | None = None
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "width", "depth", "num_heads"):
             check_count(name, getattr(self, name))
+        if self.memory_width is not None:
+            check_count("memory_width", self.memory_width)
         check_choice("position", self.position, POSITIONS)
         check_choice("norm", self.norm, tuple(NORMS))
         check_choice("activation", self.activation, ACTIVATIONS)
@@ -81,11 +85,12 @@ class DecoderConfig:
         head_dim = E // self.num_heads
         kv = (self.num_kv_heads or self.num_heads) * head_dim
         hidden = self.hidden or 4 * E
-        up = 2 if self.activation == "swiglu" else 1
+        up = 2 if self.activation in GATED else 1
         norm = 2 * E if self.norm == "layer" else E
         attention = 2 * E * E + 2 * E * kv + bias * (2 * E + 2 * kv)
         feed_forward = (up + 1) * E * hidden + bias * (up * hidden + E)
-        count = self.depth * (attention + feed_forward + 2 * norm) + norm
+        cross = 2 * E * E + 2 * self.memory_width * E + bias * 4 * E + norm if self.memory_width else 0
+        count = self.depth * (attention + cross + feed_forward + 2 * norm) + norm
         if embeddings:
             count += self.vocab_size * E * (1 if self.tie else 2)
             count += self.context_length * E if self.position == "learned" else 0
@@ -127,6 +132,8 @@ class Decoder(nn.Module):
                 activation=config.activation,
                 bias=config.bias,
                 dropout=config.dropout,
+                cross_attention=config.memory_width is not None,
+                cross_options={"key_dim": config.memory_width},
                 num_kv_heads=config.num_kv_heads,
                 rotary=rotary,
             )
@@ -150,7 +157,8 @@ class Decoder(nn.Module):
         if isinstance(self.position, nn.Parameter):
             nn.init.normal_(self.position, std=std)
         for block in self.blocks:
-            for projection in (block.attention.out_proj, block.feed_forward.down):
+            cross = [] if block.cross is None else [block.cross.out_proj]
+            for projection in (block.attention.out_proj, *cross, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=std / (2 * self.config.depth) ** 0.5)
 
     def make_cache(self, batch_size: int, max_length: int | None = None) -> list[StaticCache]:
@@ -160,31 +168,30 @@ class Decoder(nn.Module):
             batch_size: B.
             max_length: positions; the context length by default.
         """
-        config = self.config
-        weight = self.embedding.weight
-        return [
-            StaticCache(
-                batch_size,
-                config.num_kv_heads or config.num_heads,
-                max_length or config.context_length,
-                config.width // config.num_heads,
-                dtype=weight.dtype,
-                device=weight.device,
-            )
-            for _ in self.blocks
-        ]
+        length = max_length or self.config.context_length
+        return make_caches(self.blocks, batch_size, length, self.embedding.weight)
 
-    def forward(self, tokens: Tensor, caches: list[StaticCache] | None = None, *, return_trace: bool = False) -> Any:
-        """Score the token that follows each position.
+    def states(
+        self,
+        tokens: Tensor,
+        caches: list[StaticCache] | None = None,
+        *,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        return_trace: bool = False,
+    ) -> Any:
+        """Turn each token into a vector that knows of the tokens before it.
 
         Args:
             tokens: (B, L) integers below V.
             caches: from :meth:`make_cache`; the tokens are taken to follow those that it holds.
+            memory: (B, S, memory_width), where the configuration has a memory.
+            memory_mask: broadcastable to (B, H, L, S), bool; True = may attend.
             return_trace: return what every block did, too.
         Returns:
-            (B, L, V), unnormalised log-probabilities; with return_trace also a :class:`attnbook.layers.Trace`.
+            (B, L, E), normalised; with return_trace also a :class:`attnbook.layers.Trace`.
         Raises:
-            ValueError: another rank, or more positions than the context length.
+            ValueError: another rank, more positions than the context length, a memory missing or not wanted.
         """
         check_tensor("tokens", tokens, "B L", dtypes=(torch.int64, torch.int32))
         start = caches[0].length if caches else 0
@@ -197,9 +204,38 @@ class Decoder(nn.Module):
         if self.position is not None:
             x = x + self.position[start:end]
         x = self.dropout(x)
+        options = {"is_causal": True, "memory": memory, "memory_mask": memory_mask}
         if return_trace:
-            x, trace = run_blocks(self.blocks, x, caches=caches, is_causal=True)
-            return self.output(self.norm(x)), trace
+            x, trace = run_blocks(self.blocks, x, caches=caches, **options)
+            return self.norm(x), trace
         for i, block in enumerate(self.blocks):
-            x = block(x, is_causal=True, cache=caches[i] if caches else None)
-        return self.output(self.norm(x))
+            x = block(x, cache=caches[i] if caches else None, **options)
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        caches: list[StaticCache] | None = None,
+        *,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        return_trace: bool = False,
+    ) -> Any:
+        """Score the token that follows each position.
+
+        Args:
+            tokens: (B, L) integers below V.
+            caches: as for :meth:`states`.
+            memory: as for :meth:`states`.
+            memory_mask: as for :meth:`states`.
+            return_trace: return what every block did, too.
+        Returns:
+            (B, L, V), unnormalised log-probabilities; with return_trace also a :class:`attnbook.layers.Trace`.
+        Raises:
+            ValueError: as for :meth:`states`.
+        """
+        options = {"memory": memory, "memory_mask": memory_mask}
+        if return_trace:
+            x, trace = self.states(tokens, caches, return_trace=True, **options)
+            return self.output(x), trace
+        return self.output(self.states(tokens, caches, **options))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbook.layers import ACTIVATIONS, TransformerBlock, make_norm, run_blocks
+from attnbook.layers import ACTIVATIONS, GATED, TransformerBlock, make_norm, run_blocks
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch, tensor_shape
 
 
@@ -26,7 +26,7 @@ class EncoderConfig:
         segments: number of segment embeddings; 0 for none.
         norm_first: pre-norm rather than post-norm.
         norm_eps: what the norms add to the variance.
-        activation: "relu", "gelu" or "swiglu".
+        activation: as for :class:`attnbook.layers.FeedForward`.
         pooler: give it the dense layer with tanh on top of the first position.
         dropout: of the embeddings, the weights and what each part adds.
         init_std: standard deviation of the first weights.
@@ -59,7 +59,7 @@ class EncoderConfig:
             embeddings: count the embeddings of tokens, positions and segments, and their norm, too.
         """
         E, hidden = self.width, self.hidden or 4 * self.width
-        up = 2 if self.activation == "swiglu" else 1
+        up = 2 if self.activation in GATED else 1
         attention = 4 * (E * E + E)
         feed_forward = (up + 1) * E * hidden + up * hidden + E
         count = self.depth * (attention + feed_forward + 4 * E)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnbook.cache import StaticCache
-from attnbook.layers import TransformerBlock, make_norm, run_blocks
+from attnbook.layers import TransformerBlock, make_caches, make_norm, run_blocks
 from attnbook.shapes import check_count, check_tensor, mismatch
 
 
@@ -135,9 +135,8 @@ class SpeechTransformer(nn.Module):
         Args:
             spectrogram: (B, channels, frames).
         """
-        memory, config = self.encode(spectrogram), self.config
-        shape = (len(memory), config.num_heads, config.context_length, config.width // config.num_heads)
-        caches = [StaticCache(*shape, dtype=memory.dtype, device=memory.device) for _ in self.decoder]
+        memory = self.encode(spectrogram)
+        caches = make_caches(self.decoder, len(memory), self.config.context_length, memory)
         return SpeechState(memory, caches)
 
     def decode(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnbook.cache import StaticCache
-from attnbook.layers import NORMS, TransformerBlock
+from attnbook.layers import NORMS, TransformerBlock, make_caches
 from attnbook.positions import RotaryEmbedding, sinusoidal
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
 
@@ -143,18 +143,7 @@ class Transformer(nn.Module):
             Logits (B, V) of the next token, and the state.
         """
         if not state.caches:
-            layers = [block.attention for block in self.decoder]
-            caches = [
-                StaticCache(
-                    len(token),
-                    x.num_kv_heads,
-                    self.max_length,
-                    x.head_dim,
-                    dtype=state.memory.dtype,
-                    device=token.device,
-                )
-                for x in layers
-            ]
+            caches = make_caches(self.decoder, len(token), self.max_length, state.memory)
             state = state._replace(caches=caches)
         return self._decode(token[:, None], state)[:, 0], state
 
