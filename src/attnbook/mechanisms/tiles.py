@@ -23,8 +23,8 @@ class Tiles:
         mask: with four axes, broadcastable to (B, H, L, S), bool; or None.
         bias: with four axes, broadcastable to (B, H, L, S); or None.
         is_causal: whether a query sees no key after its own position, ends aligned.
-        size: rows of a tile; columns too, unless a caller takes whole rows.
-        work: the type to compute in; by default float32 for half precision, so that it is summed well.
+        size: rows of a tile.
+        width: columns of a tile; as many as rows by default.
     """
 
     def __init__(
@@ -35,13 +35,14 @@ class Tiles:
         bias: Tensor | None,
         is_causal: bool,
         size: int,
-        work: torch.dtype | None = None,
+        width: int | None = None,
     ):
         self.B, self.H, self.L, self.D = query.shape
         self.Hkv, self.S = key.shape[1:3]
         self.G = self.H // self.Hkv
         self.mask, self.bias, self.is_causal, self.size = mask, bias, is_causal, size
-        self.work = torch.promote_types(query.dtype, torch.float32) if work is None else work
+        self.width = size if width is None else width
+        self.work = torch.promote_types(query.dtype, torch.float32)  # half precision is summed well
 
     def queries(self) -> Iterator[slice]:
         """Yield the blocks of queries."""
@@ -50,7 +51,7 @@ class Tiles:
     def keys(self, rows: slice) -> Iterator[slice]:
         """Yield the blocks of keys that some query of these rows may see."""
         end = self.end(rows)
-        return (slice(j, min(j + self.size, end)) for j in range(0, end, self.size))
+        return (slice(j, min(j + self.width, end)) for j in range(0, end, self.width))
 
     def end(self, rows: slice) -> int:
         """Return how many keys, from the first on, some query of these rows may see."""
