@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from attnbook.train import NonFiniteLoss, fit, schedule
-from attnbook.train.loop import _to, parameter_groups
+from attnbook.train.groups import parameter_groups
+from attnbook.train.loop import _to
 from helpers import complains
 
 
@@ -87,7 +88,7 @@ def test_an_iterator_that_ends_too_early_is_named():
     fit(model, squared, iter(batches), steps=4)
 
 
-@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "inverse_sqrt"])
+@pytest.mark.parametrize("name", ["constant", "cosine", "linear", "inverse_sqrt", "wsd"])
 def test_the_rate_follows_the_schedule(name):
     model, batches = problem()
     optimizer, rates = sgd(model, 0.5), []
@@ -254,7 +255,7 @@ BAD = {
     "clip: expected a number > 0 or None, got 0": {"clip": 0},
     "precision: expected one of 'no', 'bf16', 'fp16', got 'int8'": {"precision": "int8"},
     "evaluate_every: expected an integer ≥ 1, got 0": {"evaluate_every": 0},
-    "name: expected one of 'constant', 'cosine', 'linear', 'inverse_sqrt', got 'step'": {"schedule": "step"},
+    "name: expected one of 'constant', 'cosine', 'linear', 'inverse_sqrt', 'wsd', got 'step'": {"schedule": "step"},
     "warmup: expected fewer than the 5 steps, got 5": {"warmup": 5},
     "final: expected a number in [0, 1], got 2": {"final": 2},
 }
