@@ -6,6 +6,7 @@ from attnbook.train.checkpoints import CheckpointError, Checkpoints, CheckpointW
 from attnbook.train.groups import EMA, parameter_groups
 from attnbook.train.loop import History, NonFiniteLoss, fit
 from attnbook.train.losses import next_token_loss, sequence_loss, token_loss
+from attnbook.train.mup import mup_groups, mup_start
 from attnbook.train.schedules import SCHEDULES, schedule
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "TensorBoard",
     "Windows",
     "fit",
+    "mup_groups",
+    "mup_start",
     "next_token_loss",
     "parameter_groups",
     "schedule",

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from attnbook.data.text import CharacterText
 from attnbook.shapes import check_count, check_tensor, mismatch
+from attnbook.train.losses import token_loss
 
 
 def _generator(seed: int, place: int) -> torch.Generator:
@@ -122,3 +124,33 @@ def _endless(batches: Iterable[Any]) -> Iterator[Any]:
             raise mismatch(
                 "batches", "enough batches for all steps, or an iterable that can be gone through again", "the end"
             )
+
+
+def windows(text: CharacterText, context: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut the validation text into windows that do not overlap, and yield them in batches (inputs, targets).
+
+    Args:
+        text: its validation part is cut.
+        context: length of a window.
+    """
+    count = (len(text.validation) - 1) // context
+    inputs = text.validation[: count * context].view(count, context)
+    targets = text.validation[1 : count * context + 1].view(count, context)
+    size = max(1, 16384 // context)
+    yield from zip(inputs.split(size), targets.split(size), strict=True)
+
+
+def validation_loss(model: nn.Module, text: CharacterText, context: int) -> float:
+    """Return the mean negative log-likelihood of the validation text, in nats a character, window by window.
+
+    Args:
+        model: maps tokens to logits.
+        text: its validation part is scored.
+        context: length of a window.
+    """
+    device = next(model.parameters()).device
+    total = count = 0
+    for batch in windows(text, context):
+        total += token_loss(model, tuple(part.to(device) for part in batch)).item() * batch[0].numel()
+        count += batch[0].numel()
+    return total / count

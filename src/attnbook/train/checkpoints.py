@@ -165,9 +165,9 @@ class Checkpoints:
 
         path = self.path(step)
         try:
-            lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
-            sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-            if set(sums) != {WEIGHTS, TENSORS, FACTS}:
+            listed = (path / SUMS).read_text(encoding="utf-8")
+            sums = {name: digest for digest, _, name in (line.partition("  ") for line in listed.splitlines())}
+            if set(sums) != {WEIGHTS, TENSORS, FACTS} or not listed.endswith("\n"):
                 raise CheckpointError(f"{path / SUMS}: truncated, or not a checkpoint's")
             content = {}
             for name, digest in sums.items():

@@ -31,9 +31,12 @@ class Engine:
 
     def __init__(self, precision: str = "no", device: str | torch.device | None = None):
         check_choice("precision", precision, PRECISIONS)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except RuntimeError:
+            raise mismatch("device", "the name of a device", device) from None
         if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise mismatch("device", "one that this machine has", f"{str(self.device)!r}")
+            raise mismatch("device", "one that this machine has", str(self.device))
         self.dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
         self._one = torch.ones((), device=self.device)
