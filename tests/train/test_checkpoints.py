@@ -441,7 +441,7 @@ def test_a_run_killed_at_twenty_random_points_ends_in_the_same_bits(tmp_path):
     digest = settings(read(config("whole")), vocab_size=12).digest()
     expected = final(tmp_path / "whole", digest)
 
-    chance, runs, kills, where = random.Random(0), 0, 0, []
+    chance, runs, kills, writing, where = random.Random(0), 0, 0, 0, []
     while kills < KILLS:
         name = f"run{runs}"
         process = start(name)
@@ -456,6 +456,7 @@ def test_a_run_killed_at_twenty_random_points_ends_in_the_same_bits(tmp_path):
         if process.exitcode == -signal.SIGKILL:
             kills += 1
             where.append(max(Checkpoints(tmp_path / name / "checkpoints").steps(), default=0))
+            writing += any((tmp_path / name / "checkpoints").glob(".partial-*"))
         else:  # it came to its end before the kill: compare, and begin another
             assert process.exitcode == 0
             compare(final(tmp_path / name, digest), expected)
@@ -464,7 +465,7 @@ def test_a_run_killed_at_twenty_random_points_ends_in_the_same_bits(tmp_path):
     last.join(60)
     assert last.exitcode == 0
     compare(final(tmp_path / name, digest), expected)
-    print(f"{kills} kills in {runs + 1} runs, after steps {where}")
+    print(f"{kills} kills in {runs + 1} runs, {writing} while a checkpoint was written, after steps {where}")
 
 
 def compare(found, expected):

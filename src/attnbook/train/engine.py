@@ -111,7 +111,7 @@ class Engine:
         found = torch.zeros((), device=self.device)
         for gradients in groups.values():
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self._one)
-        return found
+        return found / (1 - found)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the weights; skipped by the scaler where a scaled gradient overflowed.

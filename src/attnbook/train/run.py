@@ -76,11 +76,9 @@ def _open(folder: Path, run: Settings) -> None:
                 "folder", "an empty one, or one of the same configuration", f"one with {key} = {found.get(key)!r}"
             )
         return
+    device = Engine(device=run.device).device
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (
-        ("provenance.json", provenance(device=str(Engine(device=run.device).device))),
-        ("config.json", record),
-    ):
+    for name, content in (("provenance.json", provenance(device=str(device))), ("config.json", record)):
         partial = folder / (name + ".partial")
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(folder / name)
