@@ -64,9 +64,9 @@ class Shuffled:
     """Examples in a new order each epoch, none twice in one; a last batch that would be smaller is left out.
 
     Args:
-        examples: tensors whose first axes agree; a batch has the same rows of each.
         batch_size: B.
         seed: with the epoch's number, fixes the order.
+        examples: tensors whose first axes agree; a batch has the same rows of each.
     Raises:
         ValueError: no tensors, first axes that differ, fewer examples than a batch.
     """
