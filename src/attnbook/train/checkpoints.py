@@ -133,13 +133,12 @@ class Checkpoints:
         return target
 
     def load(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is good.
+        """Read the newest checkpoint that is good; warn of each that is refused, by name.
 
         Returns:
             None where there is no checkpoint at all.
         Raises:
             CheckpointError: there are some, and none is good.
-        Warns of each that is refused, by name.
         """
         refused = []
         for step in reversed(self.steps()):

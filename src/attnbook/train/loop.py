@@ -79,7 +79,7 @@ def fit(
     Args:
         model: trained in place; left in training mode, on the machine's accelerator where it has one.
         loss: maps (model, batch) to a scalar.
-        batches: gone through again from the start when they end; see :class:`attnbook.train.Windows` for an order that
+        batches: gone through again from the start when they end; see :class:`attnbook.train.batches.Windows` for an order that
             resumes at no cost.
         steps: how many updates.
         learning_rate: the peak, for AdamW; of a passed optimiser, the rates of its groups are the peaks.
