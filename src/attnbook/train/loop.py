@@ -79,8 +79,8 @@ def fit(
     Args:
         model: trained in place; left in training mode, on the machine's accelerator where it has one.
         loss: maps (model, batch) to a scalar.
-        batches: gone through again from the start when they end; see :class:`attnbook.train.batches.Windows` for an order that
-            resumes at no cost.
+        batches: gone through again from the start when they end; see :class:`attnbook.train.batches.Windows`
+            for an order that resumes at no cost.
         steps: how many updates.
         learning_rate: the peak, for AdamW; of a passed optimiser, the rates of its groups are the peaks.
         optimizer: used instead of AdamW.
