@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from attnbook.train import sequence_loss, token_loss
-from helpers import tokens
+from attnbook.train import next_token_loss, sequence_loss, token_loss
+from helpers import complains, tokens
 
 
 class Given(nn.Module):
@@ -62,3 +62,23 @@ def test_very_sure_predictions_give_finite_losses(smoothing):
     loss = sequence_loss(label_smoothing=smoothing)(Given(logits), (None, None, torch.tensor([[2]])))
     assert loss.isfinite()
     assert loss.item() == pytest.approx(smoothing * 3 / 4 * 2e4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_next_token_loss_smooths(smoothing):
+    logits, targets = torch.randn(2, 3, 5, dtype=torch.float64), tokens(2, 3, high=5)
+    mixed = (1 - smoothing) * nn.functional.one_hot(targets, 5) + smoothing / 5
+    expected = -(mixed * logits.log_softmax(-1)).sum(-1).mean()
+    assert next_token_loss(label_smoothing=smoothing)(Given(logits), (None, targets)).item() == pytest.approx(
+        expected.item()
+    )
+    sure = next_token_loss(label_smoothing=smoothing)(
+        Given(torch.tensor([[[1e4, -1e4]]])), (None, tokens(1, 1, high=1))
+    )
+    assert sure.item() == pytest.approx(smoothing / 2 * 2e4)
+
+
+@pytest.mark.parametrize("make", [next_token_loss, sequence_loss])
+def test_impossible_smoothing_is_named(make):
+    with complains("label_smoothing: expected a number in [0, 1), got 1.0"):
+        make(label_smoothing=1.0)

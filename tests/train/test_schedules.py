@@ -41,6 +41,15 @@ def test_the_shapes_in_between():
     assert {schedule("constant", steps=9)(step) for step in range(9)} == {1.0}
 
 
+def test_wsd_stays_at_the_peak_and_falls_in_its_cooldown():
+    factor = schedule("wsd", steps=101, warmup=10, final=0.1, cooldown=40)
+    assert {factor(step) for step in range(10, 61)} == {1.0}
+    for step in range(60, 101):
+        assert factor(step) == pytest.approx(0.1 + 0.9 * (1 - math.sqrt((step - 60) / 40)))
+    assert factor(1000) == pytest.approx(0.1)
+    assert [schedule("wsd", steps=101)(step) for step in (80, 85, 100)] == pytest.approx([1, 0.5, 0])
+
+
 def test_inverse_sqrt_is_the_papers_up_to_a_factor():
     # {cite}`vaswani2017`, eq. 3: min(step^−½, step · warmup^−1.5), steps counted from 1.
     factor = schedule("inverse_sqrt", steps=1000, warmup=99)
@@ -51,12 +60,15 @@ def test_inverse_sqrt_is_the_papers_up_to_a_factor():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"name": "step"}, "name: expected one of 'constant', 'cosine', 'linear', 'inverse_sqrt', got 'step'"),
+        ({"name": "step"}, "name: expected one of 'constant', 'cosine', 'linear', 'inverse_sqrt', 'wsd', got 'step'"),
         ({"steps": 0}, "steps: expected an integer ≥ 1, got 0"),
         ({"warmup": -1}, "warmup: expected an integer ≥ 0, got -1"),
         ({"warmup": 10}, "warmup: expected fewer than the 10 steps, got 10"),
         ({"final": -0.1}, "final: expected a number in [0, 1], got -0.1"),
         ({"final": math.nan}, "final: expected a number in [0, 1], got nan"),
+        ({"cooldown": 3}, "cooldown: expected None with schedule 'cosine', got 3"),
+        ({"name": "wsd", "cooldown": 0}, "cooldown: expected an integer ≥ 1, got 0"),
+        ({"name": "wsd", "warmup": 4, "cooldown": 6}, "cooldown: expected at most the 5 steps after the peak, got 6"),
     ],
 )
 def test_bad_arguments_are_named(options, text):

@@ -47,6 +47,19 @@ class CharacterText:
     train: Tensor
     validation: Tensor
 
+    @classmethod
+    def of(cls, text: str) -> CharacterText:
+        """Take the characters of a text for tokens, and its last tenth for validation.
+
+        Args:
+            text: not empty.
+        """
+        characters = "".join(sorted(set(text)))
+        place = {character: i for i, character in enumerate(characters)}
+        tokens = torch.tensor([place[character] for character in text])
+        cut = int(0.9 * len(tokens))
+        return cls(text, characters, tokens[:cut], tokens[cut:])
+
     def encode(self, text: str) -> Tensor:
         """Turn characters into tokens (length,).
 
@@ -78,12 +91,7 @@ class CharacterText:
 
 
 def _load() -> CharacterText:
-    text = CARDS["tinyshakespeare"].read("input.txt").decode("ascii")
-    characters = "".join(sorted(set(text)))
-    place = {character: i for i, character in enumerate(characters)}
-    tokens = torch.tensor([place[character] for character in text])
-    cut = int(0.9 * len(tokens))
-    return CharacterText(text, characters, tokens[:cut], tokens[cut:])
+    return CharacterText.of(CARDS["tinyshakespeare"].read("input.txt").decode("ascii"))
 
 
 LOADERS = {"tinyshakespeare": _load}

@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attnbook import data
 from attnbook.data.text import CharacterText
 from attnbook.experiments.grid import Experiment
 from attnbook.models import Decoder, DecoderConfig, LSTMLanguageModel
 from attnbook.train import History, fit, token_loss
+from attnbook.train.batches import validation_loss, windows
 
 # nanoGPT's README: block_size 64, batch_size 12, 4 layers, 4 heads, width 128, 2,000 iterations, no dropout, no biases.
 NANO = {"depth": 4, "width": 128, "context": 64, "batch_size": 12, "steps": 2000, "dropout": 0.0}
 LARGER = {"depth": 6, "width": 192, "context": 256, "batch_size": 16, "steps": 3000, "dropout": 0.1}
-
-
-def windows(text: CharacterText, context: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut the validation text into windows that do not overlap, and yield them in batches (inputs, targets).
-
-    Args:
-        text: its validation part is cut.
-        context: length of a window.
-    """
-    count = (len(text.validation) - 1) // context
-    inputs = text.validation[: count * context].view(count, context)
-    targets = text.validation[1 : count * context + 1].view(count, context)
-    size = max(1, 16384 // context)
-    yield from zip(inputs.split(size), targets.split(size), strict=True)
-
-
-def validation_loss(model: nn.Module, text: CharacterText, context: int) -> float:
-    """Return the mean negative log-likelihood of the validation text, in nats a character, window by window.
-
-    Args:
-        model: maps tokens to logits.
-        text: its validation part is scored.
-        context: length of a window.
-    """
-    device = next(model.parameters()).device
-    total = count = 0
-    for batch in windows(text, context):
-        total += token_loss(model, tuple(part.to(device) for part in batch)).item() * batch[0].numel()
-        count += batch[0].numel()
-    return total / count
 
 
 @torch.no_grad()

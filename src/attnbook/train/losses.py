@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from attnbook.shapes import check_probability
+
 PADDING = 0
 
 
@@ -22,6 +24,29 @@ def token_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
 
 
+def next_token_loss(*, label_smoothing: float = 0.0) -> Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]:
+    """Return :func:`token_loss` with label smoothing ({cite}`vaswani2017`, §5.4).
+
+    The target becomes a mixture of the true token and the even distribution. Log-probabilities are computed from the
+    logits, never by taking the logarithm of a probability, which is 0 when a model is sure.
+
+    Args:
+        label_smoothing: share of the target's mass that is spread over all tokens.
+    Returns:
+        A function of a model and a batch (inputs (B, L), targets (B, L)), giving a scalar, in nats.
+    Raises:
+        ValueError: a share outside [0, 1).
+    """
+    check_probability("label_smoothing", label_smoothing)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        tokens, targets = batch
+        logits = model(tokens).flatten(0, 1)
+        return nn.functional.cross_entropy(logits, targets.flatten(), label_smoothing=label_smoothing)
+
+    return loss
+
+
 def sequence_loss(*, label_smoothing: float = 0.0) -> Callable[[nn.Module, tuple[Tensor, Tensor, Tensor]], Tensor]:
     """Return a loss for sequence-to-sequence models: the average over the target tokens that are no padding.
 
@@ -29,7 +54,10 @@ def sequence_loss(*, label_smoothing: float = 0.0) -> Callable[[nn.Module, tuple
         label_smoothing: share of the target's mass that is spread over all tokens.
     Returns:
         A function of a model and a batch (source (B, S), inputs (B, T), outputs (B, T)), giving a scalar, in nats.
+    Raises:
+        ValueError: a share outside [0, 1).
     """
+    check_probability("label_smoothing", label_smoothing)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         source, inputs, outputs = batch

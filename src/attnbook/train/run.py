@@ -1,0 +1,156 @@
+"""A run from a configuration: a Decoder on a text, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnbook import data
+from attnbook.data.text import CharacterText
+from attnbook.models import Decoder, DecoderConfig
+from attnbook.provenance import provenance
+from attnbook.provenance import seed as set_seed
+from attnbook.shapes import mismatch
+from attnbook.train.batches import Windows, validation_loss
+from attnbook.train.callbacks import JSONLines, Progress
+from attnbook.train.checkpoints import Checkpoints
+from attnbook.train.config import DataSettings, Settings, settings
+from attnbook.train.engine import Engine
+from attnbook.train.groups import EMA, parameter_groups
+from attnbook.train.loop import History, fit
+from attnbook.train.losses import next_token_loss
+from attnbook.train.mup import mup_groups, mup_start
+
+
+def load_text(source: DataSettings) -> CharacterText:
+    """Load the text of a run.
+
+    Args:
+        source: where it comes from.
+    Raises:
+        ValueError: a file that is not there, or holds next to nothing.
+        DataUnavailable: no copy here and no network.
+    """
+    if source.path is None:
+        return data.load(source.name)
+    try:
+        text = Path(source.path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise mismatch("data.path", "a text file", f"{source.path} ({error})") from None
+    if len(text) < 20:
+        raise mismatch("data.path", "a text of 20 characters at least", f"{len(text)}")
+    return CharacterText.of(text)
+
+
+def mup_base(config: DecoderConfig, width: int) -> DecoderConfig:
+    """Return a Decoder's configuration at another width, with heads of the same size.
+
+    Args:
+        config: of the model to train.
+        width: the base's.
+    Raises:
+        ValueError: the width does not hold a whole number of heads.
+    """
+    sizes = {"num_heads": config.num_heads, "num_kv_heads": config.num_kv_heads, "hidden": config.hidden}
+    for name, size in sizes.items():
+        if size is not None and size * width % config.width:
+            raise mismatch("training.mup_width", f"a width at which {name} is whole", width)
+        sizes[name] = None if size is None else size * width // config.width
+    return replace(config, width=width, **sizes)
+
+
+def _open(folder: Path, run: Settings) -> None:
+    """Write the configuration into the run's folder; refuse a folder of another."""
+    path, record = folder / "config.json", run.record()
+    if path.exists():
+        found = _flat(json.loads(path.read_text(encoding="utf-8")))
+        ours = _flat(record)
+        if found != ours:
+            key = next(key for key in sorted({*found, *ours}) if found.get(key) != ours.get(key))
+            raise mismatch(
+                "folder", "an empty one, or one of the same configuration", f"one with {key} = {found.get(key)!r}"
+            )
+        return
+    device = Engine(device=run.device).device
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in (("provenance.json", provenance(device=str(device))), ("config.json", record)):
+        partial = folder / (name + ".partial")
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(folder / name)
+
+
+def _flat(record: dict[str, Any], where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        found |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {where + key: value}
+    return found
+
+
+def run(content: dict[str, Any], *, report: Callable[[str], None] = print) -> History:
+    """Train as a configuration says; go on where an earlier run in the same folder was stopped.
+
+    The folder gets ``config.json``, ``provenance.json``, ``metrics.jsonl`` and ``checkpoints/``.
+
+    Args:
+        content: from :func:`attnbook.train.config.read`.
+        report: told where the run is and how it ended.
+    Returns:
+        What happened.
+    Raises:
+        ValueError: a key or a value that does not fit, named; a folder of another configuration.
+    """
+    text = load_text(settings(content).data)
+    chosen = settings(content, vocab_size=len(text.characters))
+    training, folder = chosen.training, Path(chosen.folder)
+    parts = min(len(text.train), len(text.validation))
+    if chosen.model.context_length >= parts:
+        raise mismatch("model.context_length", f"below {parts}, the data's smaller part", chosen.model.context_length)
+    if chosen.model.width % chosen.model.num_heads:
+        raise mismatch("model.num_heads", f"a divisor of the width, {chosen.model.width}", chosen.model.num_heads)
+    torch.set_num_threads(chosen.threads)
+    set_seed(chosen.seed)
+    try:
+        model = Decoder(chosen.model)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from None
+    if training.mup_width is None:
+        groups = parameter_groups(model, training.weight_decay)
+    else:
+        base = mup_base(chosen.model, training.mup_width)
+        mup_start(model, base)
+        groups = mup_groups(model, base, learning_rate=training.learning_rate, weight_decay=training.weight_decay)
+    _open(folder, chosen)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=training.keep, digest=chosen.digest())
+    report(f"{folder}: {chosen.model.num_parameters():,} parameters, {len(text.train):,} tokens of {chosen.data.name}")
+    context = chosen.model.context_length
+    history = fit(
+        model,
+        next_token_loss(label_smoothing=training.label_smoothing),
+        Windows(text.train, training.batch_size, context, seed=chosen.seed),
+        steps=training.steps,
+        optimizer=torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True),
+        schedule=training.schedule,
+        warmup=training.warmup,
+        final=training.final,
+        cooldown=training.cooldown,
+        clip=training.clip,
+        accumulate=training.accumulate,
+        precision=training.precision,
+        recompute=training.recompute,
+        compile=training.compile,
+        ema=None if training.ema is None else EMA(model, training.ema),
+        device=chosen.device,
+        evaluate=lambda net: validation_loss(net, text, context),
+        evaluate_every=training.evaluate_every,
+        checkpoints=checkpoints,
+        save_every=training.save_every,
+        callbacks=[JSONLines(folder / "metrics.jsonl"), Progress()],
+    )
+    step, loss = history.evaluations[-1]
+    report(f"{folder}: step {step}, validation loss {loss:.4f} nats a character, {history.seconds:.0f} s")
+    return history
