@@ -11,6 +11,7 @@ import os
 import traceback
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,6 +30,7 @@ from attnbook.train.parallel import (
     tensor_parallel,
 )
 from attnbook.train.ring import ContextParallel, ring_attention, take_slice
+from attnbook.train.sharded import load_sharded, save_sharded
 from helpers import tokens
 
 PATIENCE = 60
@@ -256,3 +258,59 @@ def environment(root: Any) -> dict[str, str]:
     names = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_START")
     kept = {name: os.environ[name] for name in names if name in os.environ}
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root / 'src'}{os.pathsep}{root / 'tests'}"}
+
+
+def on_one(kind: str, name: str, seed: int = 0) -> tuple[Any, Any, Any, Any]:
+    """Return a divided model, how to cut its batches, how to join its losses, and its optimiser."""
+    if kind == "alone":
+        model, cut, reduce = fresh(name, seed), same, same
+    else:
+        model, cut, reduce = strategy(kind, fresh(name, seed))
+    return model, cut, reduce, optimizer_of(model)
+
+
+def save_midway(kind: str, name: str, path: str) -> list[float]:
+    """Train three steps, save, train two more; return the losses of those two."""
+    model, cut, reduce, optimizer = on_one(kind, name)
+    every = batches()
+    for batch in every[:3]:
+        step(model, optimizer, cut(batch))
+    for group in optimizer.param_groups:
+        group["lr"] = 3e-3
+    save_sharded(path, model, optimizer, extra={"step": 3})
+    return [reduce(step(model, optimizer, cut(batch))[0]).item() for batch in every[3:]]
+
+
+def resume(kind: str, name: str, path: str, own: bool = False) -> list[float]:
+    """Load into another model and train the last two steps; return their losses."""
+    model, cut, reduce, optimizer = on_one(kind, name, seed=7)
+    group = dist.new_group([dist.get_rank()], use_local_synchronization=True) if own else None
+    assert load_sharded(path, model, optimizer, group=group) == {"step": 3}
+    return [reduce(step(model, optimizer, cut(batch))[0]).item() for batch in batches()[3:]]
+
+
+def save(path: str, extra: Any = None) -> None:
+    save_sharded(path, shard(fresh("gpt2"), make_mesh()["data"]), extra=extra)
+
+
+def save_on_full_disk(path: str) -> str:
+    """Save where the second process finds no room; return what is raised."""
+
+    def full(*args: Any, **options: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    model = shard(fresh("gpt2"), make_mesh()["data"])
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1:
+            patch.setattr("safetensors.torch.save", full)
+            patch.setattr("torch.distributed.checkpoint.filesystem.save", full, raising=False)
+        try:
+            save_sharded(path, model)
+        except OSError as error:
+            return str(error)
+    return "nothing"
+
+
+def load(path: str, kind: str, name: str) -> None:
+    model, _, _, optimizer = on_one(kind, name)
+    load_sharded(path, model, optimizer)

@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,14 @@ def _together(action: Callable[[], Any], group: dist.ProcessGroup | None) -> lis
         if error is not None:
             raise error
     return [result for result, _ in every]
+
+
+@contextmanager
+def _alone_is_no_accident() -> Iterator[None]:
+    """Quieten PyTorch's remark that there is one process only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -162,7 +172,8 @@ def save_sharded(
     _together(begin, group)
     try:
         writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
-        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=size == 1)
+        with _alone_is_no_accident():
+            dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=size == 1)
         digests = _together(lambda: {p.name: _digest(p) for p in _share(partial, rank, size)}, group)
         _together(finish, group)
     except dcp.api.CheckpointException as error:
@@ -249,7 +260,8 @@ def load_sharded(
         name = next(n for n, tensor in named.items() if tensor is parameter)
         tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items() if value.dim()}
     reader = dcp.HuggingFaceStorageReader(str(path))
-    dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=size == 1)
+    with _alone_is_no_accident():
+        dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=size == 1)
     if optimizer is not None:
         for parameter, state in states.items():
             optimizer.state[parameter] = state
