@@ -1,7 +1,8 @@
 """Many processes: joining them, and dividing batches, states and matrices among them.
 
-What is here takes a model and a process group or mesh, and gives back a model that is trained as before. Context
-parallelism is in :mod:`attnbook.train.ring`, sharded checkpoints are in :mod:`attnbook.train.sharded`.
+What is here takes a model and a process group or mesh, and gives back a model that is trained as before; :func:`divide`
+and :func:`take_part` combine all of it. Ring attention is in :mod:`attnbook.train.ring`, sharded checkpoints are in
+:mod:`attnbook.train.sharded`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_map
 from attnbook.layers import TransformerBlock
 from attnbook.models.decoder import Decoder
 from attnbook.shapes import check_count, mismatch
+from attnbook.train.ring import ContextParallel, take_slice
 
 AXES = ("data", "context", "tensor")
 
@@ -198,7 +200,7 @@ def tensor_parallel(model: Decoder, mesh: Any) -> Decoder:
     Returns:
         The same model; its matrices are ``DTensor``. It trains; its caches are for whole models.
     Raises:
-        ValueError: no :class:`attnbook.models.Decoder`; heads, key–value heads or hidden units that the number of
+        ValueError: no :class:`attnbook.models.decoder.Decoder`; heads, key–value heads or hidden units that the number of
             processes does not divide; dropout of weights or units, which would differ from a single process's.
     """
     from torch.distributed.tensor import DTensor, Replicate
@@ -237,6 +239,46 @@ def tensor_parallel(model: Decoder, mesh: Any) -> Decoder:
         if not isinstance(parameter, DTensor):
             dist.broadcast(parameter.data, dist.get_global_rank(group, 0), group=group)
     return model
+
+
+def divide(model: Decoder, mesh: Any, *, order: str = "zigzag", **options: Any) -> nn.Module:
+    """Divide a decoder over all axes of a mesh: matrices over "tensor", sequences over "context", states over the rest.
+
+    Each process gets its part of a batch from :func:`take_part`, and the mean of all their losses is the loss.
+
+    Args:
+        model: changed in place; with the same weights everywhere.
+        mesh: from :func:`make_mesh`.
+        order: as for :func:`attnbook.train.ring.slice_positions`.
+        options: passed on to :func:`shard`.
+    Returns:
+        The model to call. Make the optimiser after this, from :func:`split_groups`.
+    Raises:
+        ValueError: as for :func:`tensor_parallel` and :class:`attnbook.train.ring.ContextParallel`.
+    """
+    if mesh["tensor"].size() > 1:
+        tensor_parallel(model, mesh["tensor"])
+    if mesh["context"].size() > 1:
+        model = ContextParallel(model, mesh["context"].get_group(), order)
+    return shard(model, mesh["data", "context"]._flatten("replica"), **options)
+
+
+def take_part(batch: Any, mesh: Any, *, order: str = "zigzag") -> Any:
+    """Cut this process's part out of each tensor of a batch: its rows, and its slice of their length.
+
+    Args:
+        batch: a tensor (B, L, …), or a nest of them; the same on every process.
+        mesh: from :func:`make_mesh`.
+        order: as for :func:`divide`.
+    Returns:
+        The same nest, of tensors (B / data, L / context, …).
+    Raises:
+        ValueError: sizes that the mesh does not divide.
+    """
+    batch = take_rows(batch, group=mesh["data"].get_group())
+    if mesh["context"].size() == 1:
+        return batch
+    return take_slice(batch, group=mesh["context"].get_group(), order=order)
 
 
 def split_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

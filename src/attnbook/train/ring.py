@@ -341,7 +341,7 @@ class ContextParallel(nn.Module):
         group: the processes that share a sequence; all of them by default.
         order: as for :func:`slice_positions`.
     Raises:
-        ValueError: no :class:`attnbook.models.Decoder`, and as for :class:`RingSelfAttention`.
+        ValueError: no :class:`attnbook.models.decoder.Decoder`, and as for :class:`RingSelfAttention`.
     """
 
     def __init__(self, model: Decoder, group: dist.ProcessGroup | None = None, order: str = "zigzag"):

@@ -256,43 +256,39 @@ def load_sharded(
     manifest = _together(check, group)[0]
     tensors = {f"model.{name}": tensor.detach() for name, tensor in named.items()}
     states = {} if optimizer is None else _empty_states(manifest, named, optimizer)
-    for parameter, state in states.items():
-        name = next(n for n, tensor in named.items() if tensor is parameter)
+    for name, state in states.items():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in state.items() if value.dim()}
     reader = dcp.HuggingFaceStorageReader(str(path))
     with _alone_is_no_accident():
         dcp.load(tensors, storage_reader=reader, process_group=group, no_dist=size == 1)
-    if optimizer is not None:
-        for parameter, state in states.items():
-            optimizer.state[parameter] = state
+    for name, state in states.items():
+        optimizer.state[named[name]] = state
+    for options in [] if optimizer is None else optimizer.param_groups:
+        stored = manifest["options"][next(n for n, tensor in named.items() if tensor is options["params"][0])]
+        options.update({k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in options})
     return manifest["extra"]
 
 
-def _empty_states(
-    manifest: dict[str, Any], named: dict[str, Tensor], optimizer: Any
-) -> dict[Tensor, dict[str, Tensor]]:
-    """Set the options of an optimiser's groups, and make room for the state of each parameter."""
+def _empty_states(manifest: dict[str, Any], named: dict[str, Tensor], optimizer: Any) -> dict[str, dict[str, Tensor]]:
+    """Make room for the optimiser's state of each parameter; the scalars in it are there already."""
     names = {id(tensor): name for name, tensor in named.items()}
-    states: dict[Tensor, dict[str, Tensor]] = {}
+    states = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            name = names.get(id(parameter))
+            name = names.get(id(parameter), "one of another model")
             if name not in manifest["options"]:
                 raise mismatch("optimizer", "the parameters that the checkpoint's optimiser had", f"{name} too")
-            options = manifest["options"][name]
-            group.update({k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k in group})
-            keys = [
-                key.removeprefix(f"optimizer.{name}.") for key in manifest["tensors"] if _of(key, "optimizer." + name)
-            ]
-            state = {key: torch.zeros_like(parameter, requires_grad=False) for key in keys}
+            prefix = f"optimizer.{name}."
+            keys = [key.removeprefix(prefix) for key in manifest["tensors"] if _of(key, prefix)]
+            states[name] = {key: torch.zeros_like(parameter, requires_grad=False) for key in keys}
+            device = parameter.device if group.get("fused") or group.get("capturable") else None
             for key, value in manifest["scalars"].items():
-                if _of(key, name):
-                    device = parameter.device if group.get("fused") or group.get("capturable") else None
-                    state[key.removeprefix(f"{name}.")] = torch.tensor(value, dtype=torch.float32, device=device)
-            states[parameter] = state
+                if _of(key, f"{name}."):
+                    scalar = torch.tensor(value, dtype=torch.float32, device=device)
+                    states[name][key.removeprefix(f"{name}.")] = scalar
     return states
 
 
-def _of(key: str, name: str) -> bool:
-    """Tell whether a key is ``name`` and one more word."""
-    return key.rpartition(".")[0] == name
+def _of(key: str, prefix: str) -> bool:
+    """Tell whether a key is a prefix and one word more."""
+    return key.startswith(prefix) and "." not in key.removeprefix(prefix)
