@@ -200,8 +200,8 @@ def tensor_parallel(model: Decoder, mesh: Any) -> Decoder:
     Returns:
         The same model; its matrices are ``DTensor``. It trains; its caches are for whole models.
     Raises:
-        ValueError: no :class:`attnbook.models.decoder.Decoder`; heads, key–value heads or hidden units that the number of
-            processes does not divide; dropout of weights or units, which would differ from a single process's.
+        ValueError: no :class:`attnbook.models.decoder.Decoder`; heads, key–value heads or hidden units that the number
+            of processes does not divide; dropout, which would differ from a single process's.
     """
     from torch.distributed.tensor import DTensor, Replicate
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module

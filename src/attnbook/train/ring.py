@@ -25,7 +25,7 @@ Piece = tuple[slice, slice, bool]  # rows of the queries, columns of the keys, w
 def slice_positions(L: int, size: int, rank: int, order: str = "zigzag") -> Tensor:
     """Return which positions of a sequence a process holds.
 
-    In one piece ("contiguous", {cite}`liu2023`) the process with the last positions does most of the causal work. Of 2P
+    In one piece ("contiguous", {cite}`liu2024`) the process with the last positions does most of the causal work. Of 2P
     chunks, "zigzag" gives process r the chunks r and 2P − 1 − r, one early and one late; "striped"
     ({cite}`brandon2023`, §3) deals the positions out like cards.
 
@@ -227,7 +227,7 @@ def ring_attention(
     scale: float | None = None,
     block_size: int = 256,
 ) -> Tensor:
-    """Compute exact attention over a sequence of which each process holds a slice ({cite}`liu2023`).
+    """Compute exact attention over a sequence of which each process holds a slice ({cite}`liu2024`).
 
     Queries stay; keys and values travel around the ring, one process further at each step, while those at hand are
     attended to. What the steps give is joined by the logarithms of their sums, as tiles are in
