@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import hypothesis
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # tests/kernels; has to be set before anything imports Triton
 hypothesis.settings.register_profile(
     "attnbook",
     deadline=None,

@@ -16,7 +16,7 @@ from attnbook import data
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "attnbook"
-BACKENDS = ("reference", "sdpa", "tiled")
+BACKENDS = ("reference", "sdpa", "stored", "tiled")  # of those that run everywhere, with every option
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # How far an output, and a gradient, of each type may lie from NumPy's float64 result on the same (already rounded)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ import torch
 
 import attnbook
 from attnbook import masks
-from attnbook.functional import naive_attention, repeat_heads
+from attnbook.bench import choose
+from attnbook.functional import backends, choice, naive_attention, repeat_heads
 from attnbook.layers import MultiHeadAttention
 from helpers import BACKENDS, DTYPES, array, assert_close, complains, name_of
 
@@ -395,7 +399,9 @@ BAD = {
     "bias: expected broadcastable to (B, H, L, S) = (2, 4, 3, 3), got float32 tensor of shape (3, 4)": {
         "bias": torch.zeros(3, 4)
     },
-    "backend: expected one of 'auto', 'reference', 'sdpa', 'tiled', got 'flash'": {"backend": "flash"},
+    "backend: expected one of 'auto', 'reference', 'sdpa', 'stored', 'tiled', 'flex', 'triton', got 'flash'": {
+        "backend": "flash"
+    },
     "normalizer: expected one of 'softmax', …, got 'softmin'": {"normalizer": "softmin"},
     "normalizer: expected one of 'softmax', …, got None": {"normalizer": None},
     "dropout_p: expected a number in [0, 1), got 1.0": {"dropout_p": 1.0},
@@ -426,3 +432,139 @@ def test_bad_arguments_are_named(text, arguments):
 def test_infinite_inputs_are_no_nan(backend):
     bias = torch.tensor([0.0, -math.inf, -math.inf])  # sums to −inf: looked at once, and let pass
     assert attnbook.attention(GOOD, GOOD, GOOD, bias=bias, backend=backend).isfinite().all()
+
+
+NO_GRADIENT = "backend: expected any but 'flex' where a gradient is wanted on the processor, got 'flex'"
+ON_A_GPU = "backend: expected any but 'triton' on the processor, unless TRITON_INTERPRET=1 is set before Python starts"
+
+
+@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("lengths", [(63, 100), (100, 63)], ids=name_of)
+@pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_keeps_our_conventions(monkeypatch, is_causal, lengths, feature):
+    # Uncompiled it computes the same by plain operations; compiling takes seconds for every kind of call.
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(backends, "compiled_flex", lambda: flex_attention)
+    inputs, options, _, output, _, weights = case(torch.float32, (4, 2), lengths, feature, is_causal)
+    ours = attnbook.attention(*inputs, backend="flex", **options)
+    assert_close(ours, output)
+    assert (array(ours)[~(weights.sum(-1) > 0)] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_flex_compiled():
+    inputs, options, _, output, _, _ = case(torch.float32, (4, 2), (63, 100), "empty rows", True)
+    assert_close(attnbook.attention(*inputs, backend="flex", **options), output)
+
+
+def test_flex_and_triton_say_what_they_cannot_do(monkeypatch):
+    leaf = GOOD.clone().requires_grad_()
+    with complains(NO_GRADIENT):
+        call(leaf, backend="flex")
+    with complains("backend: expected any but 'flex' where float64 is wanted on the processor, got 'flex'"):
+        call(GOOD.double(), GOOD.double(), GOOD.double(), backend="flex")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with complains(f"{ON_A_GPU}, got 'triton'"):
+        call(backend="triton")
+
+
+def test_triton_gets_the_whole_call(monkeypatch):
+    seen = {}
+
+    def kernel(query, key, value, **options):
+        seen.update(options)
+        return query
+
+    monkeypatch.setitem(sys.modules, "attnbook.kernels", SimpleNamespace(triton_attention=kernel))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert call(backend="triton", attn_mask=torch.tensor(True), is_causal=True) is GOOD
+    assert seen.pop("attn_mask").shape == (1, 1, 1, 1)
+    assert seen == {"bias": None, "is_causal": True, "scale": 8**-0.5}
+
+
+def chosen(monkeypatch, *tensors, **options) -> str:
+    """Return which backend "auto" takes."""
+    taken = []
+    for name in backends.COMPUTE:
+        monkeypatch.setitem(backends.COMPUTE, name, lambda call, name=name: taken.append(name) or call.query)
+    attnbook.attention(*(tensors or (GOOD, GOOD, GOOD)), **options)
+    return taken[0] if taken else "reference"
+
+
+TABLE = {
+    "AVX2": {
+        "rows": [
+            {"dtype": "float32", "gradient": True, "mask": "causal", "L": 64, "S": 64, "take": "tiled"},
+            {"dtype": "float32", "gradient": True, "mask": "causal", "L": 1024, "S": 1024, "take": "stored"},
+            {"dtype": "float32", "gradient": False, "mask": "tensor", "L": 64, "S": 64, "take": "reference"},
+            {"dtype": "bfloat16", "gradient": False, "mask": "none", "L": 64, "S": 64, "take": "stored"},
+        ]
+    }
+}
+
+
+@pytest.fixture
+def own_table(monkeypatch, tmp_path):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(TABLE))
+    monkeypatch.setattr(choice, "TABLE", path)
+    for cached in (choice._rows, choice.nearest, choice._take):
+        cached.cache_clear()
+    yield
+    for cached in (choice._rows, choice.nearest, choice._take):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("own_table")
+def test_auto_takes_what_the_table_says_at_the_nearest_lengths(monkeypatch):
+    def leaf(n, heads=1):
+        return torch.zeros(1, heads, n, 4, requires_grad=True)
+
+    assert chosen(monkeypatch, leaf(70), leaf(70), leaf(70), is_causal=True) == "tiled"
+    assert chosen(monkeypatch, leaf(500), leaf(500), leaf(500), is_causal=True) == "stored"
+    assert chosen(monkeypatch, *[leaf(1024, 80)] * 3, is_causal=True) == "sdpa"  # 320 MiB of weights
+    with torch.no_grad():
+        assert chosen(monkeypatch, leaf(70), leaf(70), leaf(70), is_causal=True) == "sdpa"  # no such row
+    assert chosen(monkeypatch, attn_mask=torch.tensor(True)) == "reference"
+    assert chosen(monkeypatch, bias=torch.tensor(0.0), is_causal=True) == "reference"
+    assert chosen(monkeypatch, *[GOOD.half()] * 3) == "stored"
+    assert chosen(monkeypatch, *[GOOD.half()] * 3, dropout_p=0.1) == "sdpa"
+    assert chosen(monkeypatch, *[GOOD.to("meta")] * 3, attn_mask=torch.ones(1, device="meta") > 0) == "sdpa"
+
+
+def test_the_table_has_every_setting_of_its_grid():
+    found = choice.table()
+    assert choice.DEFAULT in found
+    for part in found.values():
+        assert {"commit", "device", "threads", "versions"} <= set(part["provenance"])
+        rows = [{key: row[key] for key in ("dtype", "gradient", "mask", "L", "S")} for row in part["rows"]]
+        assert rows == list(choose.settings())
+        for row in part["rows"]:
+            assert row["ms"][row["take"]] <= 1.05 * min(row["ms"].values())
+
+
+def test_cudnn_comes_first_in_half_precision_from_hopper_on():
+    assert backends.kernel_order((9, 0), torch.bfloat16)[0] == "CUDNN_ATTENTION"
+    assert backends.kernel_order((10, 0), torch.float16)[0] == "CUDNN_ATTENTION"
+    assert backends.kernel_order((8, 0), torch.bfloat16) is None
+    assert backends.kernel_order((9, 0), torch.float32) is None
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_sdpa_is_widened_for_a_gradient_where_half_precision_is_slow(monkeypatch, fast):
+    seen = []
+    original = torch.nn.functional.scaled_dot_product_attention
+
+    def fused(query, *rest, **options):
+        seen.append(query.dtype)
+        return original(query, *rest, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
+    monkeypatch.setattr(backends, "multiplies_fast", lambda dtype: fast or dtype == torch.float32)
+    leaf = GOOD.to(torch.bfloat16).requires_grad_()
+    assert call(leaf, leaf, leaf, backend="sdpa").dtype == torch.bfloat16
+    with torch.no_grad():
+        call(leaf, leaf, leaf, backend="sdpa")
+    assert seen == [torch.bfloat16 if fast else torch.float32, torch.bfloat16]

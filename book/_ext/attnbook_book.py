@@ -173,7 +173,7 @@ def _myst_roles(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines
     """Docstrings write roles in MyST's way; autodoc reads reStructuredText's, and finds short names."""
     for i, line in enumerate(lines):
         line = re.sub(r"\{([\w:]+)\}`([^`]+)`", r":\1:`\2`", line)
-        lines[i] = re.sub(r":(func|class):`(?:attnbook\.mechanisms\.)?(\w+)`", r":\1:`.\2`", line)
+        lines[i] = re.sub(r":(func|class):`(?:attnbook\.(?:mechanisms|models)\.)?(\w+)`", r":\1:`.\2`", line)
 
 
 def _source_address(domain: str, info: dict[str, str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Pages about the library: the catalog of mechanisms, and how far each lies from its specification."""
+"""Pages about the library: its mechanisms, how far each lies from its specification, and how fast it is."""
 
 from __future__ import annotations
 
@@ -93,7 +93,49 @@ class Catalog(SphinxDirective):
         return box.children
 
 
+class Benchmarks(SphinxDirective):
+    """The stored benchmarks, a table for each suite."""
+
+    def run(self) -> list[nodes.Node]:
+        """Build the tables."""
+        path = Path(self.env.srcdir, "results", "bench.json")
+        self.env.note_dependency(str(path))
+        if not path.exists():
+            return [nodes.paragraph("", "Not yet measured.")]
+        suites: dict[str, list[dict[str, Any]]] = {}
+        for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+            suites.setdefault(run["settings"]["suite"], []).append(run)
+        result: list[nodes.Node] = []
+        for suite, runs in suites.items():
+            result.append(nodes.rubric("", suite[0].upper() + suite[1:]))
+            header = ["What", "Setting", "Best peer", "Ratio", "Quartiles", "Goal", "Met"]
+            result.append(table(header, [self._row(run) for run in runs], "benchmarks", f"Benchmarks: {suite}"))
+            origins = dict.fromkeys(self._origin(run["provenance"]) for run in runs)
+            result += [nodes.paragraph("", f"Measured: {origin}.") for origin in origins]
+        return result
+
+    def _row(self, run: dict[str, Any]) -> list[str]:
+        settings, outcome = run["settings"], run["outcome"]
+        median, low, high = outcome["ratio"]
+        goal = "–" if outcome["goal"] is None else f"≤ {outcome['goal']:.3g}"
+        met = {None: "–", True: "✓", False: "✗"}[outcome["met"]]
+        unit = "MiB" if outcome["kind"] == "memory" else "s"
+        peer = (
+            f"{html.escape(outcome['best'])}, {outcome['mib' if unit == 'MiB' else 'seconds'][outcome['best']]} {unit}"
+        )
+        spread = "–" if low == high else f"{low:.3f}–{high:.3f}"
+        texts = html.escape(settings["what"]), html.escape(settings["setting"])
+        return [*texts, peer, f"{median:.3f}", spread, goal, met]
+
+    def _origin(self, origin: dict[str, Any]) -> str:
+        where = f"{origin['device']} ({origin['vector_unit']})" if "vector_unit" in origin else origin["device"]
+        threads = f"{origin['threads']} thread" + ("s" if origin["threads"] != 1 else "")
+        torch = origin["versions"]["torch"]
+        return f"{origin['date']}, {where}, {threads}, torch {torch}, commit {origin['commit']}"
+
+
 def setup(app: Sphinx) -> None:
     """Register the directives."""
     app.add_directive("mechanism-catalog", Catalog)
     app.add_directive("conformance-table", Conformance)
+    app.add_directive("benchmark-table", Benchmarks)

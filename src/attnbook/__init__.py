@@ -20,6 +20,7 @@ _LATER = (
     "experiments",
     "figures",
     "functional",
+    "kernels",
     "layers",
     "measure",
     "models",

@@ -118,6 +118,20 @@ def stored(name: str, *, folder: Path | str | None = None) -> dict[str, Any] | N
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def store(path: Path, runs: list[dict[str, Any]]) -> None:
+    """Write stored results, one run a line, so that a change of one run is a change of one line.
+
+    Args:
+        path: the file; it appears, or changes, all at once.
+        runs: as :func:`stored` returns them.
+    """
+    lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text('{"runs": [\n' + lines + "\n]}\n", encoding="utf-8")
+    partial.replace(path)
+
+
 class Colophon:
     """What a chapter took: processor time, elapsed time and peak memory, shown at its end.
 

@@ -18,6 +18,7 @@ E       width of a model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -151,6 +152,33 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape
         ValueError: a wrong rank, an empty axis, an element type other than float64/32/16 or bfloat16, types or devices
             that differ, sizes that do not match, or H not a multiple of Hkv.
     """
+    if not _fit(query, key, value):  # what follows says what is wrong; looking for it takes longer
+        _explain(query, key, value)
+    batch, heads, length, head_dim = query.shape
+    kv_heads, keys, value_dim = value.shape[1:]
+    return AttentionShape(batch, heads, kv_heads, length, keys, head_dim, value_dim)
+
+
+def _fit(query: Any, key: Any, value: Any) -> bool:
+    """Tell quickly whether three arguments are queries, keys and values of one attention call."""
+    if not (isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)):
+        return False
+    q, k, v = query.shape, key.shape, value.shape
+    return (
+        len(q) == len(k) == len(v) == 4
+        and not (0 in q or 0 in k or 0 in v)
+        and query.dtype == key.dtype == value.dtype
+        and query.dtype in FLOATS
+        and query.device == key.device == value.device
+        and q[0] == k[0] == v[0]
+        and q[3] == k[3]
+        and k[1:3] == v[1:3]
+        and q[1] % k[1] == 0
+    )
+
+
+def _explain(query: Any, key: Any, value: Any) -> None:
+    """Raise the error of arguments that do not fit together."""
     check_tensor("query", query, "B H L D")
     check_tensor("key", key, "B Hkv S D")
     check_tensor("value", value, "B Hkv S Dv")
@@ -161,14 +189,11 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor) -> AttentionShape
             raise mismatch(name, f"device {query.device}, that of query", f"device {tensor.device}")
         if tensor.shape[0] != query.shape[0]:
             raise mismatch(name, f"batch size {query.shape[0]}, that of query", tensor)
-    batch, heads, length, head_dim = query.shape
-    if key.shape[3] != head_dim:
-        raise mismatch("key", f"last axis D = {head_dim}, that of query", tensor_shape(key))
+    if key.shape[3] != query.shape[3]:
+        raise mismatch("key", f"last axis D = {query.shape[3]}, that of query", tensor_shape(key))
     if value.shape[1:3] != key.shape[1:3]:
         raise mismatch("value", f"(Hkv, S) = {tuple(key.shape[1:3])}, those of key", tensor_shape(value))
-    if heads % key.shape[1]:
-        raise mismatch("key", f"a number of heads that divides the {heads} of query", tensor_shape(key))
-    return AttentionShape(batch, heads, key.shape[1], length, key.shape[2], head_dim, value.shape[3])
+    raise mismatch("key", f"a number of heads that divides the {query.shape[1]} of query", tensor_shape(key))
 
 
 def describe_dtype(tensor: Tensor) -> str:
@@ -259,6 +284,22 @@ def values_are_readable(tensor: Tensor) -> bool:
     )
 
 
+def check_query_and_key(query: Tensor, key: Tensor) -> None:
+    """Check that neither queries nor keys hold a NaN, as :func:`check_no_nan` does, with less to do where all is well.
+
+    Args:
+        query: floating.
+        key: floating.
+    Raises:
+        ValueError: some element is NaN.
+    """
+    if not (values_are_readable(query) and values_are_readable(key)):
+        return
+    if math.isnan(query.detach().sum().item() + key.detach().sum().item()):
+        check_no_nan("query", query)
+        check_no_nan("key", key)
+
+
 def check_no_nan(argument: str, tensor: Tensor) -> Tensor:
     """Check that no element is NaN, where :func:`values_are_readable`.
 
@@ -270,8 +311,7 @@ def check_no_nan(argument: str, tensor: Tensor) -> Tensor:
     """
     if not values_are_readable(tensor):
         return tensor
-    total = tensor.detach().sum(dtype=torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else None)
-    if total.isnan():  # NaN, or +inf met −inf: only now is it worth a second look
+    if math.isnan(tensor.detach().sum().item()):  # NaN, or +inf met −inf: only now is it worth a second look
         count = int(tensor.isnan().sum())
         if count:
             raise mismatch(argument, "no NaN", f"{count} NaN of {tensor.numel()} elements")

@@ -57,7 +57,7 @@ def weights(function, n: int, **options) -> torch.Tensor:
 def test_values_as_wide_as_keys_take_the_fused_kernel_to_the_same_result(name, dtype, is_causal, monkeypatch):
     monkeypatch.setattr(conformance, "DV", conformance.D)  # the conformance suite's values are narrower
     monkeypatch.setattr(conformance, "LENGTHS", ((100, 100), (70, 90)))
-    monkeypatch.setattr(conformance, "check_slope", lambda *arguments: None)
+    monkeypatch.setattr(conformance, "slope_error", lambda *arguments: 0.0)
     conformance.run(conformance.Case(name, dtype, is_causal, grouped=True))
 
 

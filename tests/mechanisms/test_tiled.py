@@ -88,16 +88,16 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
 
 
 def test_causal_skips_tiles_beyond_the_diagonal(monkeypatch):
-    from attnbook.mechanisms.tiled import _Tiles
+    from attnbook.mechanisms.tiles import Tiles
 
     sizes = []
-    original = _Tiles.scores
+    original = Tiles.scores
 
     def counting(self, q, k, rows, columns, scale):
         sizes.append((rows.start, columns.start))
         return original(self, q, k, rows, columns, scale)
 
-    monkeypatch.setattr(_Tiles, "scores", counting)
+    monkeypatch.setattr(Tiles, "scores", counting)
     q, k, v = inputs(32, 32)
     tiled_attention(q, k, v, is_causal=True, block_size=8)
     assert sorted(sizes) == [(i, j) for i in range(0, 32, 8) for j in range(0, i + 1, 8)]

@@ -2,10 +2,10 @@
 
 from types import MappingProxyType
 
-from attnbook.catalog import dense, linear, selective, sparse, state, structured
+from attnbook.catalog import dense, graph, linear, selective, sparse, state, structured
 from attnbook.catalog.row import Mechanism
 
-_FAMILIES = (dense, sparse, selective, linear, state, structured)
+_FAMILIES = (dense, sparse, selective, linear, state, structured, graph)
 
 MECHANISMS = MappingProxyType({row.function.__name__: row for family in _FAMILIES for row in family.ROWS})
 

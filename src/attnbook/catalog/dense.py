@@ -5,7 +5,7 @@ from __future__ import annotations
 from attnbook import reference
 from attnbook.catalog.row import Mechanism
 from attnbook.functional import attention
-from attnbook.mechanisms import hard_attention, local_attention, tiled_attention
+from attnbook.mechanisms import hard_attention, local_attention, stored_attention, tiled_attention
 
 ROWS = (
     Mechanism(
@@ -27,6 +27,18 @@ ROWS = (
         causal="mask",
         time="O(N²D)",
         memory="O(N)",
+        chapter="15-flash",
+        specification=reference.attention,
+        example=lambda shape, generator: {"block_size": 16},
+    ),
+    Mechanism(
+        name="attention with stored weights",
+        function=stored_attention,
+        paper="vaswani2017",
+        exact=True,
+        causal="mask",
+        time="O(N²D)",
+        memory="O(N²)",
         chapter="15-flash",
         specification=reference.attention,
         example=lambda shape, generator: {"block_size": 16},

@@ -1,4 +1,4 @@
-"""The speed of exact attention on a GPU: the naive form, PyTorch's fused kernels, and FlexAttention.
+"""The speed of exact attention on a GPU: the naive form, PyTorch's fused kernels, FlexAttention, and our Triton kernel.
 
 Run it with ``python -m attnbook.experiments flash --device cuda``. Chapter: {ref}`sec-15-flash`.
 """
@@ -7,53 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnbook.bench.gpu import KERNELS, teraflops
 from attnbook.experiments.grid import Experiment
 from attnbook.functional import attention
-from attnbook.measure import attention_flops
 from attnbook.shapes import check_choice, check_count, mismatch
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _naive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Build the matrix in the type of the operands, as a model in half precision would."""
-    return torch.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, -1) @ value
-
-
-def _fused(backend: str) -> Attend:
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        with sdpa_kernel(getattr(SDPBackend, backend)):
-            return torch.nn.functional.scaled_dot_product_attention(query, key, value)
-
-    return attend
-
-
-@cache
-def _compiled_flex() -> Attend:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention)
-
-
-def _flex(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return _compiled_flex()(query, key, value)
-
-
-KERNELS: dict[str, Attend] = {
-    "naive": _naive,
-    "SDPA, FlashAttention": _fused("FLASH_ATTENTION"),
-    "SDPA, memory-efficient": _fused("EFFICIENT_ATTENTION"),
-    "SDPA, cuDNN": _fused("CUDNN_ATTENTION"),
-    "FlexAttention, compiled": _flex,
-}
 
 
 def _seconds(function: Callable[[], Any], rounds: int, device: str) -> list[float]:
@@ -125,9 +87,9 @@ def measure(
         return {"teraflops": None, "seconds": None, "error": None}
     exact = attention(*(x[:1, :1].detach().float() for x in inputs), backend="reference")
     middle = times[len(times) // 2]
-    flops = attention_flops(length, length, head_dim, heads=heads, batch_size=shape[0]) * (3.5 if backward else 1)
+    rate = teraflops(middle, length=length, head_dim=head_dim, heads=heads, batch_size=shape[0], backward=backward)
     return {
-        "teraflops": flops / middle / 1e12,
+        "teraflops": rate,
         "seconds": middle,
         "error": float((found - exact).norm() / exact.norm()),
     }

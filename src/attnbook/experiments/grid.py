@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnbook.provenance import provenance, stored
+from attnbook.provenance import provenance, store, stored
 from attnbook.shapes import mismatch
 
 Settings = dict[str, Any]
@@ -71,18 +71,9 @@ def run_grid(
         )
         order = {json.dumps(c, sort_keys=True): i for i, c in enumerate(experiment.cells)}
         runs.sort(key=lambda run: order.get(json.dumps(run["settings"], sort_keys=True), len(order)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(_compact({"runs": runs}), encoding="utf-8")
-        partial.replace(path)
+        store(path, runs)
         report(f"  {seconds} s")
     return path
-
-
-def _compact(results: dict[str, Any]) -> str:
-    """Write one run a line, so that a change of one run is a change of one line."""
-    lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in results["runs"])
-    return '{"runs": [\n' + lines + "\n]}\n"
 
 
 def outcomes(name: str, **settings: Any) -> Iterator[Any]:

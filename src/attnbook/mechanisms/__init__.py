@@ -10,6 +10,7 @@ from attnbook.mechanisms.documents import document_attention
 from attnbook.mechanisms.galerkin import fourier_attention, galerkin_attention
 from attnbook.mechanisms.gated_linear import gated_linear_attention
 from attnbook.mechanisms.global_tokens import global_token_attention, longformer_attention
+from attnbook.mechanisms.graph import graph_attention, graph_attention_v2
 from attnbook.mechanisms.hard import hard_attention
 from attnbook.mechanisms.hopfield import hopfield_retrieve
 from attnbook.mechanisms.induced import induced_set_attention, perceiver_attention
@@ -31,6 +32,7 @@ from attnbook.mechanisms.relative import (
 from attnbook.mechanisms.routing import routing_attention
 from attnbook.mechanisms.sliding_window import sliding_window_attention, strided_attention
 from attnbook.mechanisms.ssd import retention_attention, ssd_attention
+from attnbook.mechanisms.stored import stored_attention
 from attnbook.mechanisms.tiled import tiled_attention
 from attnbook.mechanisms.topk import topk_attention
 
@@ -49,6 +51,8 @@ __all__ = [
     "galerkin_attention",
     "gated_linear_attention",
     "global_token_attention",
+    "graph_attention",
+    "graph_attention_v2",
     "hard_attention",
     "hopfield_retrieve",
     "induced_set_attention",
@@ -70,6 +74,7 @@ __all__ = [
     "sliding_window_attention",
     "soft_match",
     "ssd_attention",
+    "stored_attention",
     "strided_attention",
     "t5_attention",
     "tiled_attention",

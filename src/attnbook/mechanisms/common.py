@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnbook import masks
 from attnbook.scores import scaled_dot
-from attnbook.shapes import AttentionShape, check_attention, check_mask, check_no_nan, mismatch, tensor_shape
+from attnbook.shapes import AttentionShape, check_attention, check_mask, check_query_and_key, mismatch, tensor_shape
 
 
 def check_call(query: Tensor, key: Tensor, value: Tensor, *, equal_lengths: bool = False) -> AttentionShape:
@@ -26,8 +26,7 @@ def check_call(query: Tensor, key: Tensor, value: Tensor, *, equal_lengths: bool
     shape = check_attention(query, key, value)
     if equal_lengths and shape.L != shape.S:
         raise mismatch("key", f"as many positions as query has, S = L = {shape.L}", tensor_shape(key))
-    check_no_nan("query", query)
-    check_no_nan("key", key)
+    check_query_and_key(query, key)
     return shape
 
 

@@ -3,77 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnbook.mechanisms.online_softmax import OnlineSoftmax
-from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_no_nan
-
-# In what follows the H / Hkv query heads that share one key–value head are stacked: their rows enter one matrix
-# product.   q  (B·Hkv, G·Lb, D)   a block of Lb queries of all G = H / Hkv heads of a group
-#   k  (B·Hkv, Sb, D)     v  (B·Hkv, Sb, Dv)     a block of Sb keys and values
-#   s  (B·Hkv, G·Lb, Sb)  its scores: the only tensor with a query axis and a key axis, and it is one tile large
-
-
-class _Tiles:
-    """The geometry of one call: which tiles there are, and views of the operands for each."""
-
-    def __init__(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, bias: Tensor | None, is_causal: bool, size: int
-    ):
-        self.B, self.H, self.L, self.D = query.shape
-        self.Hkv, self.S = key.shape[1:3]
-        self.G = self.H // self.Hkv
-        self.mask, self.bias, self.is_causal, self.size = mask, bias, is_causal, size
-        self.work = (
-            torch.float64 if query.dtype == torch.float64 else torch.float32
-        )  # half precision is summed in float32
-
-    def queries(self) -> Iterator[slice]:
-        return (slice(i, min(i + self.size, self.L)) for i in range(0, self.L, self.size))
-
-    def keys(self, rows: slice) -> Iterator[slice]:
-        """Yield the blocks of keys that some query of these rows may see."""
-        end = min(self.S, rows.stop + self.S - self.L) if self.is_causal else self.S
-        return (slice(j, min(j + self.size, end)) for j in range(0, end, self.size))
-
-    def stack(self, x: Tensor, rows: slice) -> Tensor:
-        """(B, H, L, X) → (B·Hkv, G·Lb, X), in the working type."""
-        return x[:, :, rows].reshape(self.B * self.Hkv, -1, x.shape[-1]).to(self.work)
-
-    def unstack(self, x: Tensor) -> Tensor:
-        """(B·Hkv, G·Lb, X) → (B, H, Lb, X)."""
-        return x.view(self.B, self.H, -1, x.shape[-1])
-
-    def shared(self, x: Tensor, columns: slice) -> Tensor:
-        """(B, Hkv, S, X) → (B·Hkv, Sb, X), in the working type."""
-        return x[:, :, columns].reshape(self.B * self.Hkv, -1, x.shape[-1]).to(self.work)
-
-    def _cut(self, x: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Cut a tile out of a tensor that broadcasts to (B, H, L, S), without enlarging its axes of size 1."""
-        return x[:, :, rows if x.shape[2] > 1 else slice(None), columns if x.shape[3] > 1 else slice(None)]
-
-    def scores(self, q: Tensor, k: Tensor, rows: slice, columns: slice, scale: float) -> Tensor:
-        """(B·Hkv, G·Lb, Sb): scaled, biased, and −∞ where attention is not allowed."""
-        s = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=scale)
-        tile = self.unstack(s)  # (B, H, Lb, Sb), the same storage
-        if self.bias is not None:
-            tile += self._cut(self.bias, rows, columns)
-        if self.mask is not None:
-            tile.masked_fill_(~self._cut(self.mask, rows, columns), -math.inf)
-        offset = self.S - self.L
-        if self.is_causal and columns.stop - 1 > rows.start + offset:  # the tile crosses the diagonal
-            i = torch.arange(rows.start, rows.stop, device=s.device)[:, None] + offset
-            tile.masked_fill_(torch.arange(columns.start, columns.stop, device=s.device) > i, -math.inf)
-        return s
-
-    def add_to_bias_gradient(self, total: Tensor, ds: Tensor, rows: slice, columns: slice) -> None:
-        """Add a tile's gradient to that of the bias, summed over the axes along which the bias was repeated."""
-        part = self._cut(total, rows, columns)
-        part += self.unstack(ds).sum_to_size(part.shape)
+from attnbook.mechanisms.tiles import Tiles
+from attnbook.shapes import check_attention, check_bias, check_count, check_mask, check_query_and_key
 
 
 def partial_attention(
@@ -104,7 +41,7 @@ def partial_attention(
         Output (B, H, L, Dv) over these keys, and log Σ exp(score) of them (B, H, L, 1), −∞ in a row that saw none; both
         in float32, or in float64 where the query is.
     """
-    tiles = _Tiles(query, key, mask, bias, is_causal, block_size)
+    tiles = Tiles(query, key, mask, bias, is_causal, block_size)
     output = torch.empty(*query.shape[:3], value.shape[3], dtype=tiles.work, device=query.device)
     log_sums = torch.empty(tiles.B, tiles.H, tiles.L, 1, dtype=tiles.work, device=query.device)
     for rows in tiles.queries():
@@ -152,7 +89,7 @@ def partial_gradients(
         Gradients of query (its part from these keys), key, value, and bias or None; in float32, or in float64 where the
         query is.
     """
-    tiles = _Tiles(query, key, mask, bias, is_causal, block_size)
+    tiles = Tiles(query, key, mask, bias, is_causal, block_size)
     grad_query = torch.empty_like(query, dtype=tiles.work)
     grad_key = torch.zeros(tiles.B * tiles.Hkv, tiles.S, tiles.D, dtype=tiles.work, device=key.device)
     grad_value = torch.zeros(*grad_key.shape[:2], value.shape[3], dtype=tiles.work, device=key.device)
@@ -239,8 +176,7 @@ def tiled_attention(
     """
     shape = check_attention(query, key, value)
     check_count("block_size", block_size)
-    check_no_nan("query", query)
-    check_no_nan("key", key)
+    check_query_and_key(query, key)
     target = (shape.B, shape.H, shape.L, shape.S)
     if attn_mask is not None:
         attn_mask = check_mask("attn_mask", attn_mask, target)

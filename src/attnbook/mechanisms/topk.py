@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attnbook.mechanisms.common import check_call, check_pair_mask
-from attnbook.mechanisms.tiled import _Tiles
+from attnbook.mechanisms.tiles import Tiles
 from attnbook.shapes import check_count
 
 
-def _kept_weights(tiles: _Tiles, q: Tensor, keys: Tensor, rows: slice, k: int, scale: float) -> Tensor:
+def _kept_weights(tiles: Tiles, q: Tensor, keys: Tensor, rows: slice, k: int, scale: float) -> Tensor:
     """Return the softmax over the k largest scores of a block of queries: (B·Hkv, G·Lb, Sb)."""
     s = tiles.scores(q, keys, rows, slice(0, keys.shape[1]), scale)
     if k < s.shape[-1]:
@@ -26,11 +26,11 @@ def _kept_weights(tiles: _Tiles, q: Tensor, keys: Tensor, rows: slice, k: int, s
 class _TopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, mask, is_causal, scale, k, size):
-        tiles = _Tiles(query, key, mask, None, is_causal, size)
+        tiles = Tiles(query, key, mask, None, is_causal, size)
         keys, values = (tiles.shared(x, slice(None)) for x in (key, value))
         output = query.new_zeros(*query.shape[:3], value.shape[3])
         for rows in tiles.queries():
-            if end := _end(tiles, rows):
+            if end := tiles.end(rows):
                 p = _kept_weights(tiles, tiles.stack(query, rows), keys[:, :end], rows, k, scale)
                 output[:, :, rows] = tiles.unstack(p @ values[:, :end]).to(output.dtype)
         ctx.save_for_backward(query, key, value, mask)
@@ -41,11 +41,11 @@ class _TopK(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output):
         query, key, value, mask = ctx.saved_tensors
-        tiles = _Tiles(query, key, mask, None, ctx.is_causal, ctx.size)
+        tiles = Tiles(query, key, mask, None, ctx.is_causal, ctx.size)
         keys, values = (tiles.shared(x, slice(None)) for x in (key, value))
         grad_query, grad_key, grad_value = torch.zeros_like(query), torch.zeros_like(keys), torch.zeros_like(values)
         for rows in tiles.queries():
-            if not (end := _end(tiles, rows)):
+            if not (end := tiles.end(rows)):
                 continue
             q, go = tiles.stack(query, rows), tiles.stack(grad_output, rows)
             p = _kept_weights(tiles, q, keys[:, :end], rows, ctx.k, ctx.scale)  # chosen again, not stored
@@ -56,11 +56,6 @@ class _TopK(torch.autograd.Function):
             grad_key[:, :end].baddbmm_(ds.transpose(1, 2), q)
         grad_key, grad_value = grad_key.view(key.shape).to(key.dtype), grad_value.view(value.shape).to(value.dtype)
         return grad_query, grad_key, grad_value, None, None, None, None, None
-
-
-def _end(tiles: _Tiles, rows: slice) -> int:
-    """Return how many keys the last query of a block may see."""
-    return max(0, min(tiles.S, rows.stop + tiles.S - tiles.L)) if tiles.is_causal else tiles.S
 
 
 def topk_attention(

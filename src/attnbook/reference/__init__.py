@@ -16,6 +16,7 @@ from attnbook.reference.dense import (
     softmax_off_by_one,
     sparsemax,
 )
+from attnbook.reference.graph import graph_attention, graph_attention_v2
 from attnbook.reference.linear import (
     cosformer_attention,
     fourier_attention,
@@ -79,6 +80,8 @@ __all__ = [
     "galerkin_attention",
     "gated_linear_attention",
     "global_token_attention",
+    "graph_attention",
+    "graph_attention_v2",
     "hopfield_energy",
     "hopfield_retrieve",
     "induced_set_attention",

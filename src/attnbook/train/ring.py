@@ -16,7 +16,7 @@ from attnbook.mechanisms.online_softmax import OnlineSoftmax
 from attnbook.mechanisms.tiled import partial_attention, partial_gradients
 from attnbook.models.decoder import Decoder
 from attnbook.normalizers import resolve, softmax
-from attnbook.shapes import check_attention, check_choice, check_count, check_no_nan, check_tensor, mismatch
+from attnbook.shapes import check_attention, check_choice, check_count, check_query_and_key, check_tensor, mismatch
 
 ORDERS = ("contiguous", "zigzag", "striped")
 Piece = tuple[slice, slice, bool]  # rows of the queries, columns of the keys, whether the diagonal cuts them
@@ -258,8 +258,7 @@ def ring_attention(
     if order == "zigzag" and is_causal and shape.L % 2:
         raise mismatch("query", "an even number of positions, for order 'zigzag'", query)
     check_count("block_size", block_size)
-    check_no_nan("query", query)
-    check_no_nan("key", key)
+    check_query_and_key(query, key)
     scale = shape.D**-0.5 if scale is None else float(scale)
     return _RingAttention.apply(query, key, value, group, order, is_causal, scale, block_size)
 

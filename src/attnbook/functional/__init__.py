@@ -6,7 +6,6 @@ function; the naive ``reference`` is the one to read.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,21 +13,21 @@ import torch
 from torch import Tensor
 
 from attnbook import masks
-from attnbook.mechanisms.tiled import tiled_attention
+from attnbook.functional.backends import COMPUTE, Call
+from attnbook.functional.choice import choose
 from attnbook.normalizers import Normalizer, resolve
 from attnbook.normalizers import softmax as plain_softmax
 from attnbook.shapes import (
-    AttentionShape,
     check_attention,
     check_bias,
     check_choice,
     check_mask,
-    check_no_nan,
     check_probability,
+    check_query_and_key,
     mismatch,
 )
 
-BACKENDS = ("auto", "reference", "sdpa", "tiled")
+BACKENDS = ("auto", "reference", *COMPUTE)
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
@@ -79,43 +78,6 @@ def naive_attention(
     return output.to(query.dtype), weights.to(query.dtype)
 
 
-def _sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    shape: AttentionShape,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """Call PyTorch's fused attention, with masks in our convention."""
-    if is_causal and (mask is not None or bias is not None or shape.L != shape.S):
-        # PyTorch's own flag aligns the starts; and it does not combine with a mask.
-        triangle = masks.causal(shape.L, shape.S, device=query.device)
-        mask = triangle[None, None] if mask is None else mask & triangle
-        is_causal = False
-    empty = None
-    if mask is not None:
-        empty = ~mask.any(-1, keepdim=True)  # (…, L, 1): such a row attends to everything, and is zeroed afterwards
-        mask = mask | empty
-    if bias is not None:
-        bias = bias.to(query.dtype)
-        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=shape.Hkv != shape.H,
-    )
-    return output if empty is None else output.masked_fill(empty, 0.0)
-
-
 def attention(
     query: Tensor,
     key: Tensor,
@@ -145,23 +107,25 @@ def attention(
         normalizer: a name in ``NORMALIZERS``, or a callable ``(scores, *, mask) -> weights``.
         dropout_p: probability of dropping a weight, in [0, 1); the caller passes 0 outside training.
         return_weights: return the weights (before dropout) too.
-        backend: "reference" builds the matrix, in PyTorch as it is written; "sdpa" is PyTorch's fused kernel; "tiled"
-            is :func:`attnbook.mechanisms.tiled_attention`; "auto" takes "sdpa" where it can compute what was asked for,
-            "reference" elsewhere.
+        backend: "reference" builds the matrix, in PyTorch as it is written; "sdpa" is PyTorch's fused kernel; "stored"
+            is :func:`attnbook.mechanisms.stored_attention`, "tiled" :func:`attnbook.mechanisms.tiled_attention`; "flex"
+            is PyTorch's FlexAttention, compiled (on the processor forward only, no float64); "triton" is our kernel for
+            GPUs. "auto" takes "reference" where only that computes what was asked for, and otherwise what a measured
+            table says is quickest ({ref}`sec-benchmarks`).
     Returns:
         (B, H, L, Dv), dtype of query; with return_weights also (B, H, L, S), rows sum to 1 or 0. A query with nothing
         to attend to gets zeros, and sends zero gradients back.
     Raises:
         ValueError: shapes, types or devices that do not match; a mask that is not boolean; NaN in query, key or bias
             (looked for on the CPU only); an unknown backend or normaliser; a backend that cannot do what was asked for.
-    Cost: O(LSD) time; O(LS) memory for "reference", O(L + S) beyond inputs and output for "tiled".
+    Cost: O(LSD) time; O(LS) memory for "reference", and for "stored" where a gradient is wanted; O(L + S) beyond inputs
+        and output for "sdpa" and "tiled".
     """
     shape = check_attention(query, key, value)
     check_choice("backend", backend, BACKENDS)
     normalize = resolve(normalizer)
     check_probability("dropout_p", dropout_p)
-    check_no_nan("query", query)
-    check_no_nan("key", key)
+    check_query_and_key(query, key)
     target = (shape.B, shape.H, shape.L, shape.S)
     if attn_mask is not None:
         attn_mask = check_mask("attn_mask", attn_mask, target)
@@ -170,16 +134,15 @@ def attention(
     scale = shape.D**-0.5 if scale is None else float(scale)
 
     naive_only = "return_weights=True" if return_weights else "" if normalize is plain_softmax else "this normalizer"
-    if backend == "auto":
-        backend = "reference" if naive_only else "sdpa"
-    if backend != "reference" and naive_only:
+    if backend not in ("auto", "reference") and naive_only:
         raise mismatch("backend", f"'reference' or 'auto' with {naive_only}", repr(backend))
-    if backend == "tiled":
-        if dropout_p:
-            raise mismatch("backend", "'reference', 'sdpa' or 'auto' with dropout_p > 0", repr(backend))
-        return tiled_attention(query, key, value, attn_mask=attn_mask, bias=bias, is_causal=is_causal, scale=scale)
-    if backend == "sdpa":
-        return _sdpa(query, key, value, shape, attn_mask, bias, is_causal, scale, dropout_p)
+    if backend not in ("auto", "reference", "sdpa") and dropout_p:
+        raise mismatch("backend", "'reference', 'sdpa' or 'auto' with dropout_p > 0", repr(backend))
+    if backend != "reference" and not naive_only:
+        call = Call(query, key, value, shape, attn_mask, bias, is_causal, scale, dropout_p)
+        backend = choose(call) if backend == "auto" else backend
+        if backend != "reference":
+            return COMPUTE[backend](call)
     if is_causal:
         triangle = masks.causal(shape.L, shape.S, device=query.device)
         attn_mask = triangle if attn_mask is None else attn_mask & triangle
