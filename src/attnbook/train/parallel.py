@@ -287,7 +287,7 @@ def split_groups(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     PyTorch's fused and batched optimisers take no mixture.
 
     Args:
-        groups: as for an optimiser, from :func:`attnbook.train.loop.parameter_groups` say.
+        groups: as for an optimiser, from ``parameter_groups`` say.
     Returns:
         Groups with the same options, none empty.
     """
