@@ -104,6 +104,16 @@ def test_merging_leaves_both_as_they_were():
         assert torch.equal(now, then)
 
 
+def test_a_state_is_known_by_its_output_and_its_log_sum():
+    a, b = seen(*drawn(3)), seen(*drawn(3))
+    a.top[0, 0], a.total[0, 0], a.mix[0, 0] = -torch.inf, 0, 0  # a row that saw nothing
+    again = OnlineSoftmax.after(a.output(), a.log_sum())
+    assert again.output().equal(a.output())
+    assert again.log_sum().equal(a.log_sum())
+    assert torch.allclose(again.merge(b).output(), a.merge(b).output(), atol=1e-14)
+    assert torch.allclose(b.merge(again).log_sum(), a.merge(b).log_sum(), atol=1e-14)
+
+
 def test_bad_arguments_are_named():
     state = OnlineSoftmax.empty(torch.zeros(2, 5, 1), 4)
     with complains("scores: expected (B, rows, keys) = (2, 5, …), got float32 tensor of shape (2, 6, 3)"):

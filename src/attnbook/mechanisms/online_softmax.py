@@ -38,6 +38,18 @@ class OnlineSoftmax:
         top = rows.new_full((*rows.shape[:2], 1), -math.inf)
         return cls(top, torch.zeros_like(top), rows.new_zeros(*rows.shape[:2], Dv))
 
+    @classmethod
+    def after(cls, output: Tensor, log_sum: Tensor) -> OnlineSoftmax:
+        """Take up again from what :meth:`output` and :meth:`log_sum` gave.
+
+        Args:
+            output: (B, rows, Dv).
+            log_sum: (B, rows, 1).
+        Returns:
+            A state that gives the same two.
+        """
+        return cls(log_sum, (log_sum > -math.inf).to(output.dtype), output)
+
     def absorb(self, scores: Tensor, values: Tensor) -> None:
         """Take in a block of keys that was not seen before.
 
