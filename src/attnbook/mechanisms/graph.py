@@ -6,6 +6,7 @@ import math
 import warnings
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -117,14 +118,18 @@ def _sorted_edges(edge_index: Tensor, features: Tensor, self_loops: bool) -> tup
     if self_loops:
         every = torch.arange(nodes, device=edge_index.device, dtype=edge_index.dtype).expand(2, -1)
         edge_index = torch.cat([edge_index[:, edge_index[0] != edge_index[1]], every], 1)
-    heads = features.shape[1]
-    if max(nodes, edge_index.shape[1]) * heads < 2**31:
-        edge_index = edge_index.int()  # half the memory, and what the kernels of sparse products want
-    target, order = edge_index[1].sort(stable=True)
-    source, first = edge_index[0].index_select(0, order), _first_of(target, nodes)
+    heads, edges = features.shape[1], edge_index.shape[1]
+    pairs = edge_index[1].long() * nodes + edge_index[0]  # one number an edge: sorted by target, then by source
+    # NumPy sorts several times as fast as PyTorch, where it can reach the values.
+    pairs = torch.from_numpy(np.sort(pairs.numpy())) if values_are_readable(pairs) else pairs.sort().values
+    target = pairs.div(nodes, rounding_mode="trunc")
+    source = pairs.sub_(target * nodes)
+    if max(nodes, edges) * heads < 2**31:  # half the memory, and what the kernels of sparse products want
+        source, target = source.int(), target.int()
+    first = _first_of(target, nodes)
     of_head = torch.arange(heads, device=target.device, dtype=target.dtype)[:, None]
     source, target = (ends + of_head * nodes for ends in (source, target))
-    first = torch.cat([(first[:-1] + of_head * len(order)).view(-1), first[-1:] * heads])
+    first = torch.cat([(first[:-1] + of_head * edges).view(-1), first[-1:] * heads])
     return source.view(-1), target.view(-1), first
 
 
