@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attnbook.cache import StaticCache
+from attnbook.cache import Cache
 from attnbook.functional import attention
 from attnbook.positions import RotaryEmbedding
 from attnbook.shapes import check_choice, check_count, check_probability, check_tensor, describe, mismatch, tensor_shape
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
         *,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        cache: StaticCache | None = None,
+        cache: Cache | None = None,
         need_weights: bool = False,
     ) -> Any:
         """Attend from each query to the keys.
@@ -205,7 +205,7 @@ class Trace(NamedTuple):
 
 
 def run_blocks(
-    blocks: Iterable[TransformerBlock], x: Tensor, *, caches: Sequence[StaticCache] | None = None, **options: Any
+    blocks: Iterable[TransformerBlock], x: Tensor, *, caches: Sequence[Cache] | None = None, **options: Any
 ) -> tuple[Tensor, Trace]:
     """Run a stack of blocks, and keep what each made.
 
@@ -327,7 +327,7 @@ class TransformerBlock(nn.Module):
         attn_mask: Tensor | None = None,
         memory_mask: Tensor | None = None,
         is_causal: bool = False,
-        cache: StaticCache | None = None,
+        cache: Cache | None = None,
         need_weights: bool = False,
     ) -> Any:
         """Update the residual stream.

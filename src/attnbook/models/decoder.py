@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbook.cache import StaticCache
+from attnbook.cache import Cache, StaticCache
 from attnbook.layers import ACTIVATIONS, NORMS, TransformerBlock, make_norm, run_blocks
 from attnbook.positions import RotaryEmbedding, sinusoidal
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
@@ -153,53 +153,102 @@ class Decoder(nn.Module):
             for projection in (block.attention.out_proj, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=std / (2 * self.config.depth) ** 0.5)
 
-    def make_cache(self, batch_size: int, max_length: int | None = None) -> list[StaticCache]:
+    def make_cache(
+        self, batch_size: int, max_length: int | None = None, *, kind: type[Cache] = StaticCache, **options: Any
+    ) -> list[Cache]:
         """Set memory aside for decoding: one cache for each block.
 
         Args:
             batch_size: B.
             max_length: positions; the context length by default.
+            kind: the caches' class, of :mod:`attnbook.cache`.
+            options: of that class: ``page_size`` and ``num_pages``, or ``sinks``.
+        Raises:
+            ValueError: a cache that drops positions, with positions that are added to the embeddings, or with more
+                positions kept than the context length.
         """
         config = self.config
         weight = self.embedding.weight
+        max_length = max_length or config.context_length
+        if kind.rolling:
+            if self.position is not None:
+                raise mismatch(
+                    "kind", f"a cache that keeps everything, with {config.position} positions", kind.__name__
+                )
+            if max_length > config.context_length:
+                raise mismatch("max_length", f"at most the context length, {config.context_length}", max_length)
+            options = {"rotary": self.blocks[0].attention.rotary, **options}
         return [
-            StaticCache(
+            kind(
                 batch_size,
                 config.num_kv_heads or config.num_heads,
-                max_length or config.context_length,
+                max_length,
                 config.width // config.num_heads,
                 dtype=weight.dtype,
                 device=weight.device,
+                **options,
             )
             for _ in self.blocks
         ]
 
-    def forward(self, tokens: Tensor, caches: list[StaticCache] | None = None, *, return_trace: bool = False) -> Any:
+    def embed(self, tokens: Tensor, caches: list[Cache] | None = None, padding: Tensor | None = None) -> Any:
+        """Look tokens up, and add their positions.
+
+        Args:
+            tokens: (B, L) integers below V.
+            caches: as for :meth:`forward`.
+            padding: as for :meth:`forward`.
+        Returns:
+            (B, L, E), and a mask (B, 1, 1, S) that is False at padding, or None without padding.
+        Raises:
+            ValueError: more positions than the context length; padding that does not fit.
+        """
+        start = caches[0].length if caches else 0
+        end, rolling = start + tokens.shape[1], bool(caches) and caches[0].rolling
+        if end > self.config.context_length and not rolling:
+            raise mismatch(
+                "tokens", f"at most {self.config.context_length - start} more positions", f"{tokens.shape[1]}"
+            )
+        x = self.embedding(tokens)
+        if padding is None:
+            return (x if self.position is None else x + self.position[start:end]), None
+        check_tensor("padding", padding, "B", dtypes=(torch.int64, torch.int32))
+        if len(padding) != len(tokens):
+            raise mismatch("padding", f"batch size {len(tokens)}, that of tokens", padding)
+        if rolling:
+            raise mismatch("padding", "None with a cache that drops positions", padding)
+        positions = torch.arange(end, device=tokens.device)
+        if self.position is not None:
+            x = x + self.position[(positions[start:] - padding[:, None]).clamp(min=0)]
+        return x, (positions >= padding[:, None])[:, None, None]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        caches: list[Cache] | None = None,
+        *,
+        padding: Tensor | None = None,
+        return_trace: bool = False,
+    ) -> Any:
         """Score the token that follows each position.
 
         Args:
             tokens: (B, L) integers below V.
             caches: from :meth:`make_cache`; the tokens are taken to follow those that it holds.
+            padding: (B,) integers: how many of a row's first tokens, those in the caches included, only fill it up;
+                nothing attends to them, and positions count from the first real one.
             return_trace: return what every block did, too.
         Returns:
             (B, L, V), unnormalised log-probabilities; with return_trace also a :class:`attnbook.layers.Trace`.
         Raises:
-            ValueError: another rank, or more positions than the context length.
+            ValueError: another rank, more positions than the context length, or padding that does not fit.
         """
         check_tensor("tokens", tokens, "B L", dtypes=(torch.int64, torch.int32))
-        start = caches[0].length if caches else 0
-        end = start + tokens.shape[1]
-        if end > self.config.context_length:
-            raise mismatch(
-                "tokens", f"at most {self.config.context_length - start} more positions", f"{tokens.shape[1]}"
-            )
-        x = self.embedding(tokens)
-        if self.position is not None:
-            x = x + self.position[start:end]
+        x, mask = self.embed(tokens, caches, padding)
         x = self.dropout(x)
         if return_trace:
-            x, trace = run_blocks(self.blocks, x, caches=caches, is_causal=True)
+            x, trace = run_blocks(self.blocks, x, caches=caches, attn_mask=mask, is_causal=True)
             return self.output(self.norm(x)), trace
         for i, block in enumerate(self.blocks):
-            x = block(x, is_causal=True, cache=caches[i] if caches else None)
+            x = block(x, attn_mask=mask, is_causal=True, cache=caches[i] if caches else None)
         return self.output(self.norm(x))
