@@ -98,7 +98,7 @@ def beam_search(
     Returns:
         The beams, new tokens only.
     Raises:
-        ValueError: an empty prompt, settings out of range, no room, or more beams than continuations.
+        ValueError: an empty prompt, settings out of range, or caches without enough room.
     """
     check_tensor("tokens", tokens, "B L", dtypes=(torch.int64,))
     _check(num_beams, length_penalty)

@@ -117,6 +117,9 @@ def speculate(
         if hasattr(one, "config") and end - 1 > one.config.context_length:
             room = one.config.context_length - max_new_tokens + 1
             raise mismatch("tokens", f"at most {room} with {max_new_tokens} to follow", tokens)
+    sizes = [one.config.vocab_size for one in (model, draft) if hasattr(one, "config")]
+    if len(set(sizes)) > 1:
+        raise mismatch("draft", f"a vocabulary of {sizes[0]}", f"{sizes[1]}")
     large, small = _Scorer(model, end), _Scorer(draft, end)
     text, proposed, accepted, passes = tokens, 0, 0, 0
     with evaluation(model), evaluation(draft):
