@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attnbook.cache import StaticCache
+from attnbook.cache import Cache, StaticCache
 from attnbook.functional import attention
 from attnbook.positions import RotaryEmbedding
 from attnbook.shapes import check_choice, check_count, check_probability, check_tensor, describe, mismatch, tensor_shape
@@ -93,7 +93,7 @@ class MultiHeadAttention(nn.Module):
         attn_mask: Tensor | None = None,
         score_bias: Tensor | None = None,
         is_causal: bool = False,
-        cache: StaticCache | None = None,
+        cache: Cache | None = None,
         need_weights: bool = False,
     ) -> Any:
         """Attend from each query to the keys.
@@ -212,7 +212,7 @@ class Trace(NamedTuple):
 
 
 def run_blocks(
-    blocks: Iterable[TransformerBlock], x: Tensor, *, caches: Sequence[StaticCache] | None = None, **options: Any
+    blocks: Iterable[TransformerBlock], x: Tensor, *, caches: Sequence[Cache] | None = None, **options: Any
 ) -> tuple[Tensor, Trace]:
     """Run a stack of blocks, and keep what each made.
 
@@ -341,7 +341,7 @@ class TransformerBlock(nn.Module):
         score_bias: Tensor | None = None,
         memory_mask: Tensor | None = None,
         is_causal: bool = False,
-        cache: StaticCache | None = None,
+        cache: Cache | None = None,
         need_weights: bool = False,
     ) -> Any:
         """Update the residual stream.
@@ -447,8 +447,14 @@ class CrossBlock(nn.Module):
 
 
 def make_caches(
-    blocks: Iterable[TransformerBlock], batch_size: int, max_length: int, like: Tensor
-) -> list[StaticCache]:
+    blocks: Iterable[TransformerBlock],
+    batch_size: int,
+    max_length: int,
+    like: Tensor,
+    *,
+    kind: type[Cache] = StaticCache,
+    **options: Any,
+) -> list[Cache]:
     """Set memory aside for decoding: one cache for each block's self-attention.
 
     Args:
@@ -456,7 +462,9 @@ def make_caches(
         batch_size: B.
         max_length: positions.
         like: a tensor of the element type and device wanted.
+        kind: the caches' class, of :mod:`attnbook.cache`.
+        options: of that class.
     """
     parts = [block.attention for block in blocks]
-    options = {"dtype": like.dtype, "device": like.device}
-    return [StaticCache(batch_size, x.num_kv_heads, max_length, x.head_dim, **options) for x in parts]
+    options = {"dtype": like.dtype, "device": like.device, **options}
+    return [kind(batch_size, x.num_kv_heads, max_length, x.head_dim, **options) for x in parts]

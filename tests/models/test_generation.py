@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from torch import nn
 
-from attnbook.models import Decoder, DecoderConfig, LSTMLanguageModel, generate, greedy_decode
+from attnbook.cache import PagedCache, SinkCache, StaticCache
+from attnbook.models import Decoder, DecoderConfig, Decoding, LSTMLanguageModel, generate, greedy_decode, stream
 from attnbook.models.generation import keep_nucleus, keep_top_k, temper
 from helpers import complains, tokens
 
@@ -31,8 +32,10 @@ class Fixed(nn.Module):
         return self.logits.expand(*tokens.shape, -1)
 
 
-logit_rows = arrays("float32", st.integers(1, 20), elements=st.floats(-10, 10, width=32), unique=True).map(
-    torch.from_numpy
+# Hundredths: logits that lie closer make probabilities that are equal in float32.
+hundredths = st.integers(-1000, 1000).map(lambda n: n / 100)
+logit_rows = arrays("float64", st.integers(1, 20), elements=hundredths, unique=True).map(
+    lambda row: torch.from_numpy(row).float()
 )
 
 
@@ -151,6 +154,118 @@ def test_no_gradients_are_kept():
     assert not generate(MODELS["lstm"](), tokens(1, 2, high=11), max_new_tokens=2).requires_grad
 
 
+PROMPTS = [tokens(n, high=11, seed=n) for n in (4, 1, 3)]
+
+
+@pytest.mark.parametrize("name", ["learned", "rotary"])
+@pytest.mark.parametrize("lean", [False, True], ids=["model", "lean"])
+@pytest.mark.parametrize("new", [7, 12], ids=["fits", "too long"])
+def test_prompts_of_different_lengths_go_on_as_each_alone(name, lean, new):
+    model = MODELS[name]().double()
+    reader = Decoding(model) if lean and new == 7 else model
+    found = generate(reader, PROMPTS, max_new_tokens=new, temperature=0)
+    for prompt, text in zip(PROMPTS, found, strict=True):
+        assert len(text) == len(prompt) + new
+        if new == 7:
+            assert torch.equal(text, generate(model, prompt[None], max_new_tokens=new, temperature=0)[0])
+        for i in range(len(prompt), len(text)):  # beyond the context, by what was read of the longest
+            seen = text[max(0, i - 10 if len(prompt) == 4 else 0) : i][-10:]
+            assert text[i] == model(seen[None])[0, -1].argmax()
+
+
+@pytest.mark.parametrize("kind", [StaticCache, PagedCache, SinkCache])
+def test_caches_of_any_kind_can_be_given(kind):
+    model = MODELS["rotary"]().double()
+    prompt = tokens(2, 3, high=11)
+    expected = generate(model, prompt, max_new_tokens=6, temperature=0)
+    caches = model.make_cache(2, 8, kind=kind)
+    assert torch.equal(generate(model, prompt, max_new_tokens=6, temperature=0, caches=caches), expected)
+    assert caches[0].length == 8
+
+
+def test_a_text_can_be_continued_in_the_caches_that_hold_its_beginning():
+    model = MODELS["learned"]().double()
+    caches = model.make_cache(2)
+    prompt = tokens(2, 3, high=11)
+    half = generate(model, prompt, max_new_tokens=3, temperature=0, caches=caches)
+    assert caches[0].length == 5
+    found = generate(model, half[:, -1:], max_new_tokens=4, temperature=0, caches=caches)
+    expected = generate(model, prompt, max_new_tokens=7, temperature=0)
+    assert torch.equal(torch.cat([half[:, :-1], found], 1), expected)
+
+
+def test_a_sink_cache_goes_on_without_end():
+    model = Decoder(DecoderConfig.llama(11, 10, 16, 1, 2, init_std=0.5)).double()
+    prompt = tokens(1, 12, high=11)  # more than the cache keeps
+    caches = model.make_cache(1, 6, kind=SinkCache, sinks=2)
+    text = generate(model, prompt, max_new_tokens=20, temperature=0, caches=caches)[0]
+    for i in range(12, 32):
+        seen = torch.cat([text[:2], text[i - 4 : i]])
+        assert text[i] == model(seen[None])[0, -1].argmax()
+
+
+class Counting(nn.Module):
+    """A model that says the number after the last."""
+
+    def forward(self, text):
+        return nn.functional.one_hot((text + 1) % 10, 10).float()
+
+
+class Digits:
+    """A tokenizer of the ten digits."""
+
+    def decode(self, row):
+        return "".join(map(str, row.tolist()))
+
+
+def test_stop_tokens_end_each_row_by_itself():
+    prompt = torch.tensor([[2], [5], [0]])
+    found = generate(Counting(), prompt, max_new_tokens=6, temperature=0, stop_tokens=[7, 4])
+    assert found.tolist() == [[2, 3, 4, 4, 4], [5, 6, 7, 7, 7], [0, 1, 2, 3, 4]]
+    listed = generate(Counting(), list(prompt), max_new_tokens=6, temperature=0, stop_tokens=[7, 4])
+    assert [text.tolist() for text in listed] == [[2, 3, 4], [5, 6, 7], [0, 1, 2, 3, 4]]
+
+
+def test_stop_strings_may_span_tokens_but_not_the_prompt():
+    options = {"temperature": 0, "stop_strings": ["45", "89"], "tokenizer": Digits()}
+    found = generate(Counting(), [torch.tensor([2]), torch.tensor([4])], max_new_tokens=9, **options)
+    assert [text.tolist() for text in found] == [[2, 3, 4, 5], [4, 5, 6, 7, 8, 9]]
+    found = generate(Counting(), [torch.tensor([2])], max_new_tokens=2, stop_tokens=[4], **options)
+    assert found[0].tolist() == [2, 3, 4]
+
+
+def test_stop_tokens_of_padded_rows_are_counted_from_their_own_beginning():
+    model = MODELS["learned"]().double()
+    free = generate(model, PROMPTS, max_new_tokens=6, temperature=0)
+    stop = free[0][6].item()
+    for prompt, text, whole in zip(
+        PROMPTS, generate(model, PROMPTS, max_new_tokens=6, temperature=0, stop_tokens=[stop]), free, strict=True
+    ):
+        new = whole[len(prompt) :].tolist()
+        assert text.tolist() == whole[: len(prompt) + (new.index(stop) + 1 if stop in new else 6)].tolist()
+
+
+def test_streaming_hands_over_what_generate_returns():
+    model = MODELS["learned"]().train()
+    options = {"max_new_tokens": 5, "top_k": 4}
+    flow = stream(model, tokens(2, 3, high=11), generator=torch.Generator().manual_seed(0), **options)
+    first = next(flow)
+    assert first.shape == (2,)
+    assert not model.training
+    found = torch.stack([first, *flow], 1)
+    assert model.training
+    expected = generate(model, tokens(2, 3, high=11), generator=torch.Generator().manual_seed(0), **options)
+    assert torch.equal(found, expected[:, 3:])
+
+
+def test_a_stream_that_is_closed_leaves_the_mode_as_it_was():
+    model = MODELS["learned"]().train()
+    flow = stream(model, tokens(1, 3, high=11), max_new_tokens=5)
+    next(flow)
+    flow.close()
+    assert model.training
+
+
 class Scripted(nn.Module):
     """A sequence-to-sequence model that says what it is told, row by row."""
 
@@ -180,6 +295,15 @@ def test_greedy_decode_stops_at_the_limit():
     assert model.training
 
 
+SHORT = MODELS["learned"]()
+
+
+def used():
+    caches = SHORT.make_cache(3)
+    generate(SHORT, tokens(3, 2, high=11), max_new_tokens=1, caches=caches)
+    return caches
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -204,6 +328,47 @@ def test_greedy_decode_stops_at_the_limit():
         (
             lambda: generate(Fixed(), tokens(1, 1, high=6), max_new_tokens=1, temperature=-1),
             "temperature: expected a number ≥ 0, got -1",
+        ),
+        (lambda: generate(Fixed(), [], max_new_tokens=1), "tokens: expected at least one prompt, got none"),
+        (
+            lambda: generate(Fixed(), [tokens(2, high=6), tokens(0, high=6)], max_new_tokens=1),
+            "tokens: expected a tensor (L) with no empty axis, got int64 tensor of shape (0,)",
+        ),
+        (
+            lambda: generate(Fixed(), [tokens(2, high=6), tokens(1, high=6)], max_new_tokens=1),
+            "tokens: expected prompts of one length, for a model that takes no padding, got different lengths",
+        ),
+        (
+            lambda: generate(SHORT, tokens(1, 5, high=11), max_new_tokens=4, caches=SHORT.make_cache(1, 7)),
+            "tokens: expected at most 4 with 4 to follow in the caches, got int64 tensor of shape (1, 5)",
+        ),
+        (
+            lambda: generate(SHORT, PROMPTS, max_new_tokens=1, caches=used()),
+            "caches: expected empty ones, with prompts of different lengths, got 2 positions",
+        ),
+        (
+            lambda: generate(Fixed(), tokens(1, 1, high=6), max_new_tokens=1, stop_tokens=[6]),
+            "stop_tokens: expected tokens below the vocabulary's size, 6, got 6",
+        ),
+        (
+            lambda: generate(Fixed(), tokens(1, 1, high=6), max_new_tokens=1, stop_tokens=[-1]),
+            "stop_tokens: expected an integer ≥ 0, got -1",
+        ),
+        (
+            lambda: generate(Fixed(), tokens(1, 1, high=6), max_new_tokens=1, stop_strings="a"),
+            "stop_strings: expected a list of strings, got a",
+        ),
+        (
+            lambda: generate(Fixed(), tokens(1, 1, high=6), max_new_tokens=1, stop_strings=[""], tokenizer=Digits()),
+            "stop_strings: expected no empty string, got ['']",
+        ),
+        (
+            lambda: generate(Fixed(), tokens(1, 1, high=6), max_new_tokens=1, stop_strings=["a"]),
+            "tokenizer: expected an object with decode(tokens), for stop_strings, got None",
+        ),
+        (
+            lambda: stream(Fixed(), tokens(1, 0, high=6), max_new_tokens=1),
+            "tokens: expected a tensor (B, L) with no empty axis, got int64 tensor of shape (1, 0)",
         ),
         (
             lambda: greedy_decode(Scripted([[1]]), tokens(3, high=6), start=1, end=2, max_length=1),

@@ -1,15 +1,17 @@
 """Models: one family a file, built from :mod:`attnbook.layers`."""
 
 from attnbook.models.aurora import Aurora, AuroraConfig
+from attnbook.models.beam import Beams, beam_decode, beam_search
 from attnbook.models.captioner import Captioner, VisualQuestions
 from attnbook.models.clip import CLIP, CLIPConfig, contrastive_loss
 from attnbook.models.convnet import ConvNet, ConvNetConfig
 from attnbook.models.correspondence import CorrespondenceConfig, CorrespondenceNetwork
 from attnbook.models.decision import DecisionConfig, DecisionTransformer
 from attnbook.models.decoder import Decoder, DecoderConfig
+from attnbook.models.decoding import Decoding
 from attnbook.models.encoder import Encoder, EncoderConfig, MaskedLanguageHead, mean_pool
 from attnbook.models.galerkin_operator import GalerkinOperator, GalerkinOperatorConfig
-from attnbook.models.generation import generate, greedy_decode
+from attnbook.models.generation import generate, greedy_decode, stream
 from attnbook.models.graph import GAT, GATConfig, GraphTransformer, GraphTransformerConfig
 from attnbook.models.listen_attend_spell import CTCRecogniser, ListenAttendSpell, ListenerConfig
 from attnbook.models.lstm import LSTMLanguageModel
@@ -21,6 +23,7 @@ from attnbook.models.perceiver import Perceiver, PerceiverConfig
 from attnbook.models.recurrent_memory import RecurrentMemoryConfig, RecurrentMemoryTransformer
 from attnbook.models.rnn_seq2seq import RNNSeq2Seq
 from attnbook.models.scaffolding import ScaffoldingConfig, ScaffoldingNetwork
+from attnbook.models.speculative import accept, speculate
 from attnbook.models.speech import SpeechConfig, SpeechTransformer
 from attnbook.models.swin import Swin, SwinConfig
 from attnbook.models.t5 import T5, T5Config
@@ -33,6 +36,7 @@ __all__ = [
     "T5",
     "Aurora",
     "AuroraConfig",
+    "Beams",
     "CLIPConfig",
     "CTCRecogniser",
     "Captioner",
@@ -44,6 +48,7 @@ __all__ = [
     "DecisionTransformer",
     "Decoder",
     "DecoderConfig",
+    "Decoding",
     "Encoder",
     "EncoderConfig",
     "GATConfig",
@@ -78,8 +83,13 @@ __all__ = [
     "VisionConfig",
     "VisionTransformer",
     "VisualQuestions",
+    "accept",
+    "beam_decode",
+    "beam_search",
     "contrastive_loss",
     "generate",
     "greedy_decode",
     "mean_pool",
+    "speculate",
+    "stream",
 ]

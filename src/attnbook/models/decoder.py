@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnbook.cache import StaticCache
+from attnbook.cache import Cache, StaticCache
 from attnbook.layers import ACTIVATIONS, GATED, NORMS, TransformerBlock, make_caches, make_norm, run_blocks
 from attnbook.positions import RotaryEmbedding, sinusoidal
 from attnbook.shapes import check_choice, check_count, check_tensor, mismatch
@@ -161,21 +161,67 @@ class Decoder(nn.Module):
             for projection in (block.attention.out_proj, *cross, block.feed_forward.down):
                 nn.init.normal_(projection.weight, std=std / (2 * self.config.depth) ** 0.5)
 
-    def make_cache(self, batch_size: int, max_length: int | None = None) -> list[StaticCache]:
+    def make_cache(
+        self, batch_size: int, max_length: int | None = None, *, kind: type[Cache] = StaticCache, **options: Any
+    ) -> list[Cache]:
         """Set memory aside for decoding: one cache for each block.
 
         Args:
             batch_size: B.
             max_length: positions; the context length by default.
+            kind: the caches' class, of :mod:`attnbook.cache`.
+            options: of that class: ``page_size`` and ``num_pages``, or ``sinks``.
+        Raises:
+            ValueError: a cache that drops positions, with positions that are added to the embeddings, or with more
+                positions kept than the context length.
         """
-        length = max_length or self.config.context_length
-        return make_caches(self.blocks, batch_size, length, self.embedding.weight)
+        max_length = max_length or self.config.context_length
+        if kind.rolling:
+            if self.position is not None:
+                expected = f"a cache that keeps everything, with {self.config.position} positions"
+                raise mismatch("kind", expected, kind.__name__)
+            if max_length > self.config.context_length:
+                raise mismatch("max_length", f"at most the context length, {self.config.context_length}", max_length)
+            options = {"rotary": self.blocks[0].attention.rotary, **options}
+        return make_caches(self.blocks, batch_size, max_length, self.embedding.weight, kind=kind, **options)
+
+    def embed(self, tokens: Tensor, caches: list[Cache] | None = None, padding: Tensor | None = None) -> Any:
+        """Look tokens up, and add their positions.
+
+        Args:
+            tokens: (B, L) integers below V.
+            caches: as for :meth:`states`.
+            padding: as for :meth:`states`.
+        Returns:
+            (B, L, E), and a mask (B, 1, 1, S) that is False at padding, or None without padding.
+        Raises:
+            ValueError: more positions than the context length; padding that does not fit.
+        """
+        start = caches[0].length if caches else 0
+        end, rolling = start + tokens.shape[1], bool(caches) and caches[0].rolling
+        if end > self.config.context_length and not rolling:
+            raise mismatch(
+                "tokens", f"at most {self.config.context_length - start} more positions", f"{tokens.shape[1]}"
+            )
+        x = self.embedding(tokens)
+        if padding is None:
+            return (x if self.position is None else x + self.position[start:end]), None
+        check_tensor("padding", padding, "B", dtypes=(torch.int64, torch.int32))
+        if len(padding) != len(tokens):
+            raise mismatch("padding", f"batch size {len(tokens)}, that of tokens", padding)
+        if rolling:
+            raise mismatch("padding", "None with a cache that drops positions", padding)
+        positions = torch.arange(end, device=tokens.device)
+        if self.position is not None:
+            x = x + self.position[(positions[start:] - padding[:, None]).clamp(min=0)]
+        return x, (positions >= padding[:, None])[:, None, None]
 
     def states(
         self,
         tokens: Tensor,
-        caches: list[StaticCache] | None = None,
+        caches: list[Cache] | None = None,
         *,
+        padding: Tensor | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         return_trace: bool = False,
@@ -185,26 +231,21 @@ class Decoder(nn.Module):
         Args:
             tokens: (B, L) integers below V.
             caches: from :meth:`make_cache`; the tokens are taken to follow those that it holds.
+            padding: (B,) integers: how many of a row's first tokens, those in the caches included, only fill it up;
+                nothing attends to them, and positions count from the first real one.
             memory: (B, S, memory_width), where the configuration has a memory.
             memory_mask: broadcastable to (B, H, L, S), bool; True = may attend.
             return_trace: return what every block did, too.
         Returns:
             (B, L, E), normalised; with return_trace also a :class:`attnbook.layers.Trace`.
         Raises:
-            ValueError: another rank, more positions than the context length, a memory missing or not wanted.
+            ValueError: another rank, more positions than the context length, padding that does not fit, a memory
+                missing or not wanted.
         """
         check_tensor("tokens", tokens, "B L", dtypes=(torch.int64, torch.int32))
-        start = caches[0].length if caches else 0
-        end = start + tokens.shape[1]
-        if end > self.config.context_length:
-            raise mismatch(
-                "tokens", f"at most {self.config.context_length - start} more positions", f"{tokens.shape[1]}"
-            )
-        x = self.embedding(tokens)
-        if self.position is not None:
-            x = x + self.position[start:end]
+        x, mask = self.embed(tokens, caches, padding)
         x = self.dropout(x)
-        options = {"is_causal": True, "memory": memory, "memory_mask": memory_mask}
+        options = {"attn_mask": mask, "is_causal": True, "memory": memory, "memory_mask": memory_mask}
         if return_trace:
             x, trace = run_blocks(self.blocks, x, caches=caches, **options)
             return self.norm(x), trace
@@ -215,8 +256,9 @@ class Decoder(nn.Module):
     def forward(
         self,
         tokens: Tensor,
-        caches: list[StaticCache] | None = None,
+        caches: list[Cache] | None = None,
         *,
+        padding: Tensor | None = None,
         memory: Tensor | None = None,
         memory_mask: Tensor | None = None,
         return_trace: bool = False,
@@ -226,6 +268,7 @@ class Decoder(nn.Module):
         Args:
             tokens: (B, L) integers below V.
             caches: as for :meth:`states`.
+            padding: as for :meth:`states`.
             memory: as for :meth:`states`.
             memory_mask: as for :meth:`states`.
             return_trace: return what every block did, too.
@@ -234,7 +277,7 @@ class Decoder(nn.Module):
         Raises:
             ValueError: as for :meth:`states`.
         """
-        options = {"memory": memory, "memory_mask": memory_mask}
+        options = {"padding": padding, "memory": memory, "memory_mask": memory_mask}
         if return_trace:
             x, trace = self.states(tokens, caches, return_trace=True, **options)
             return self.output(x), trace

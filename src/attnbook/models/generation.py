@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from attnbook.cache import Cache
 from attnbook.shapes import check_count, check_tensor, mismatch
 
 
 @contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Keep a model in evaluation mode for a while."""
+def evaluation(model: Any) -> Iterator[None]:
+    """Keep a model in evaluation mode for a while.
+
+    Args:
+        model: a module; anything else is left alone.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
     training = model.training
     model.eval()
     try:
@@ -77,61 +85,302 @@ def keep_nucleus(logits: Tensor, p: float) -> Tensor:
     return torch.full_like(logits, float("-inf")).scatter(-1, index, ordered)
 
 
+class Choice(NamedTuple):
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most probable token (greedy).
+        top_k: see :func:`keep_top_k`.
+        top_p: see :func:`keep_nucleus`.
+        generator: source of randomness.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    generator: torch.Generator | None = None
+
+    def check(self) -> Choice:
+        """Return itself; a ValueError where a setting is out of range."""
+        if not self.temperature >= 0:
+            raise mismatch("temperature", "a number ≥ 0", self.temperature)
+        self.probabilities(torch.zeros(1, 1))
+        return self
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the distribution to draw from, (…, V), from logits (…, V); all mass on one token at temperature 0."""
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        logits = temper(logits, self.temperature)
+        logits = logits if self.top_k is None else keep_top_k(logits, self.top_k)
+        logits = logits if self.top_p is None else keep_nucleus(logits, self.top_p)
+        return logits.softmax(-1)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Choose tokens (B, 1) by logits (B, V)."""
+        if self.temperature == 0:
+            return logits.argmax(-1, keepdim=True)
+        return torch.multinomial(self.probabilities(logits), 1, generator=self.generator)
+
+
+class Reader:
+    """Feeds a model what it has not read yet, and keeps what it remembers of the rest.
+
+    A recurrent model carries its state along, one with caches reads each token once while all fit, and any other reads
+    the whole text, or its last ``context_length`` tokens, anew for each.
+
+    Args:
+        model: maps tokens (B, L) to logits (B, L, V).
+        caches: what the text is appended to; None to read anew.
+        padding: (B,) integers: how many of a row's first tokens only fill it up.
+    """
+
+    def __init__(self, model: Any, caches: list[Cache] | None = None, padding: Tensor | None = None):
+        self.model, self.caches, self.padding = model, caches, padding
+        self.text = self.state = None
+        self.limit = model.config.context_length if hasattr(model, "config") else None
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Read on: tokens (B, L); the logits (B, V) of the one that follows."""
+        if hasattr(self.model, "step"):
+            logits, self.state = self.model.step(tokens, self.state)
+            return logits[:, -1]
+        if self.caches is not None:
+            options = {} if self.padding is None else {"padding": self.padding}
+            at_once = tokens.shape[1]
+            if self.caches[0].rolling:  # what fits at once, then one token at a time, each of which drops one
+                at_once = max(min(self.caches[0].max_length - self.caches[0].length, at_once), 1)
+            logits = self.model(tokens[:, :at_once], self.caches, **options)
+            for i in range(at_once, tokens.shape[1]):
+                logits = self.model(tokens[:, i : i + 1], self.caches)
+            return logits[:, -1]
+        self.text = tokens if self.text is None else torch.cat([self.text, tokens], 1)
+        seen, options = self.text[:, -self.limit :] if self.limit else self.text, {}
+        if self.padding is not None:
+            options["padding"] = (self.padding - (self.text.shape[1] - seen.shape[1])).clamp(min=0)
+        return self.model(seen, **options)[:, -1]
+
+    def reorder(self, index: Tensor) -> None:
+        """Let row b continue what was row ``index[b]``, index (B,)."""
+        self.text = None if self.text is None else self.text[index]
+        self.padding = None if self.padding is None else self.padding[index]
+        self.state = None if self.state is None else tuple(part[:, index] for part in self.state)
+        for cache in self.caches or ():
+            cache.reorder(index)
+
+
+def align_right(prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Put prompts of different lengths into one batch, their ends aligned.
+
+    Args:
+        prompts: (L,) integers each.
+    Returns:
+        Tokens (B, L), zeros in front of the shorter ones, and how many, (B,); None where all have one length.
+    Raises:
+        ValueError: no prompts, or an empty one.
+    """
+    if not prompts:
+        raise mismatch("tokens", "at least one prompt", "none")
+    for prompt in prompts:
+        check_tensor("tokens", prompt, "L", dtypes=(torch.int64,))
+    longest = max(map(len, prompts))
+    missing = [longest - len(prompt) for prompt in prompts]
+    rows = [torch.cat([prompt.new_zeros(n), prompt]) for n, prompt in zip(missing, prompts, strict=True)]
+    return torch.stack(rows), torch.tensor(missing, device=rows[0].device) if any(missing) else None
+
+
+def start_reading(
+    model: Any, tokens: Tensor, padding: Tensor | None, new: int, caches: list[Cache] | None, rows: int | None = None
+) -> Reader:
+    """Make the reader that suits a model and a task.
+
+    Args:
+        model: as for :func:`generate`.
+        tokens: (B, L), the prompts.
+        padding: (B,), of :func:`align_right`.
+        new: how many tokens are to follow.
+        caches: the caller's, or None for those that the model makes where the text fits its context.
+        rows: of the caches to make; B by default.
+    Raises:
+        ValueError: caches without enough room, or padding for a model that takes none.
+    """
+    if padding is not None and not hasattr(model, "make_cache"):
+        raise mismatch("tokens", "prompts of one length, for a model that takes no padding", "different lengths")
+    needed = tokens.shape[1] + new - 1  # the last token is not read
+    if caches is None and hasattr(model, "make_cache") and needed <= model.config.context_length:
+        caches = model.make_cache(rows or len(tokens), needed)
+    elif caches is not None:
+        if padding is not None and caches[0].length:
+            raise mismatch("caches", "empty ones, with prompts of different lengths", f"{caches[0].length} positions")
+        room = min(caches[0].max_length, model.config.context_length) - caches[0].length
+        if not caches[0].rolling and needed > room:
+            raise mismatch("tokens", f"at most {room - new + 1} with {new} to follow in the caches", tokens)
+    return Reader(model, caches, padding)
+
+
+class Stop:
+    """When a row has come to its end.
+
+    Args:
+        tokens: any of these ends it.
+        strings: any of these in the text of its new tokens ends it.
+        tokenizer: turns token numbers (L,) into text by ``decode``; needed for strings.
+    Raises:
+        ValueError: a token below 0, an empty string, or strings without a tokenizer.
+    """
+
+    def __init__(self, tokens: Sequence[int], strings: Sequence[str], tokenizer: Any):
+        if isinstance(strings, str):
+            raise mismatch("stop_strings", "a list of strings", strings)
+        for token in tokens:
+            check_count("stop_tokens", token, least=0)
+        if not all(isinstance(string, str) and string for string in strings):
+            raise mismatch("stop_strings", "no empty string", str(list(strings)))
+        if strings and not hasattr(tokenizer, "decode"):
+            raise mismatch("tokenizer", "an object with decode(tokens), for stop_strings", tokenizer)
+        self.tokens, self.strings, self.tokenizer = tuple(tokens), tuple(strings), tokenizer
+        self.new: list[Tensor] = []  # what has been produced, (B,) each
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raise a ValueError where a token is not below the vocabulary's size."""
+        if self.tokens and max(self.tokens) >= size:
+            raise mismatch("stop_tokens", f"tokens below the vocabulary's size, {size}", max(self.tokens))
+
+    def __call__(self, chosen: Tensor) -> Tensor | None:
+        """Tell which rows end with the tokens (B,) just chosen: (B,) bool, or None where nothing is asked for."""
+        ends = None
+        if self.tokens:
+            ends = torch.isin(chosen, torch.tensor(self.tokens, device=chosen.device))
+        if self.strings:
+            self.new.append(chosen)
+            texts = [self.tokenizer.decode(row) for row in torch.stack(self.new, 1)]
+            found = [any(string in text for string in self.strings) for text in texts]
+            ends = torch.tensor(found, device=chosen.device) | (False if ends is None else ends)
+        return ends
+
+
 @torch.no_grad()
-def generate(
-    model: nn.Module,
-    tokens: Tensor,
+def _produce(reader: Reader, tokens: Tensor, new: int, choice: Choice, stop: Stop) -> Iterator[tuple[Tensor, Any]]:
+    """Yield tokens (B, 1), and which rows had ended before, (B,) bool or None; such a row repeats its last token."""
+    unread, done = tokens, None
+    with evaluation(reader.model):
+        for i in range(new):
+            logits = reader(unread)
+            if i == 0:
+                stop.check_vocabulary(logits.shape[-1])
+            chosen = choice(logits)
+            unread = chosen if done is None else torch.where(done[:, None], unread[:, -1:], chosen)
+            yield unread, done
+            ends = stop(unread[:, 0])
+            if ends is not None:
+                done = ends if done is None else done | ends
+                if done.all():
+                    return
+
+
+def stream(
+    model: Any,
+    tokens: Tensor | Sequence[Tensor],
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
-) -> Tensor:
-    """Continue a text, one sampled token after another.
+    caches: list[Cache] | None = None,
+    stop_tokens: Sequence[int] = (),
+    stop_strings: Sequence[str] = (),
+    tokenizer: Any = None,
+) -> Iterator[Tensor]:
+    """Continue a text, and hand over each token as soon as it is chosen.
+
+    The model stays in evaluation mode until the last token is taken, or the iterator closed.
+
+    Args:
+        model: as for :func:`generate`, and so for all that follow.
+        tokens: the prompts.
+        max_new_tokens: how many to add at most.
+        temperature: 0 is greedy.
+        top_k: see :func:`keep_top_k`.
+        top_p: see :func:`keep_nucleus`.
+        generator: source of randomness.
+        caches: where to keep keys and values.
+        stop_tokens: tokens that end a row.
+        stop_strings: strings that end a row.
+        tokenizer: for the strings.
+    Returns:
+        An iterator over tokens (B,); a row that has ended repeats its last token until all have.
+    Raises:
+        ValueError: as for :func:`generate`.
+    """
+    tokens, padding = _prompts(tokens)
+    check_count("max_new_tokens", max_new_tokens)
+    choice = Choice(temperature, top_k, top_p, generator).check()
+    stop = Stop(stop_tokens, stop_strings, tokenizer)
+    reader = start_reading(model, tokens, padding, max_new_tokens, caches)
+    return (chosen[:, 0] for chosen, _ in _produce(reader, tokens, max_new_tokens, choice, stop))
+
+
+def _prompts(tokens: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    if isinstance(tokens, (list, tuple)):
+        return align_right(tokens)
+    return check_tensor("tokens", tokens, "B L", dtypes=(torch.int64,)), None
+
+
+def generate(
+    model: Any,
+    tokens: Tensor | Sequence[Tensor],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    caches: list[Cache] | None = None,
+    stop_tokens: Sequence[int] = (),
+    stop_strings: Sequence[str] = (),
+    tokenizer: Any = None,
+) -> Tensor | list[Tensor]:
+    """Continue a text, one chosen token after another.
 
     A model with caches (:class:`~attnbook.models.decoder.Decoder`) reads each token once while all fit its context;
     beyond that, the last ``context_length`` tokens are read anew for each. A recurrent one carries its state along.
 
     Args:
         model: maps tokens (B, L) to logits (B, L, V); left in the mode that it was in.
-        tokens: (B, L) integers, L ≥ 1: the prompt.
-        max_new_tokens: how many to add.
+        tokens: (B, L) integers, L ≥ 1: the prompts; or a list of (L,), whose lengths may differ.
+        max_new_tokens: how many to add at most.
         temperature: 0 takes the most probable token (greedy).
         top_k: see :func:`keep_top_k`.
         top_p: see :func:`keep_nucleus`.
         generator: source of randomness.
+        caches: of the model's ``make_cache``, of any kind of :mod:`attnbook.cache`; the prompts continue what they
+            hold. By default static ones are made where prompts and new tokens fit.
+        stop_tokens: any of these ends its row.
+        stop_strings: any of these in the text of a row's new tokens ends it.
+        tokenizer: turns token numbers (L,) into text by ``decode``; needed for stop_strings.
     Returns:
-        (B, L + max_new_tokens): prompt and continuation.
+        (B, L + N): prompts and continuations, N the length of the longest; a row that ended before repeats its last
+        token. For a list of prompts a list of texts, each of its own length.
     Raises:
-        ValueError: an empty prompt, settings out of range.
+        ValueError: an empty prompt, settings out of range, prompts and new tokens that do not fit the caches given,
+            stop tokens beyond the vocabulary, prompts of different lengths for a model that takes no padding.
     """
-    check_tensor("tokens", tokens, "B L", dtypes=(torch.int64,))
+    listed = isinstance(tokens, (list, tuple))
+    tokens, padding = _prompts(tokens)
     check_count("max_new_tokens", max_new_tokens)
-    if temperature < 0:
-        raise mismatch("temperature", "a number ≥ 0", temperature)
-    limit = model.config.context_length if hasattr(model, "config") else None
-    fits = limit is not None and tokens.shape[1] + max_new_tokens <= limit + 1
-    caches = model.make_cache(len(tokens), limit) if fits else None
-    state, unread = None, tokens
-    with _evaluation(model):
-        for _ in range(max_new_tokens):
-            if hasattr(model, "step"):
-                logits, state = model.step(unread, state)
-            elif caches is not None:
-                logits = model(unread, caches)
-            else:
-                logits = model(tokens[:, -limit:] if limit else tokens)
-            logits = logits[:, -1]
-            if temperature == 0:
-                unread = logits.argmax(-1, keepdim=True)
-            else:
-                logits = temper(logits, temperature)
-                logits = logits if top_k is None else keep_top_k(logits, top_k)
-                logits = logits if top_p is None else keep_nucleus(logits, top_p)
-                unread = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            tokens = torch.cat([tokens, unread], 1)
-    return tokens
+    choice = Choice(temperature, top_k, top_p, generator).check()
+    stop = Stop(stop_tokens, stop_strings, tokenizer)
+    reader = start_reading(model, tokens, padding, max_new_tokens, caches)
+    parts, lengths = [tokens], tokens.new_full((len(tokens),), tokens.shape[1])
+    for chosen, done in _produce(reader, tokens, max_new_tokens, choice, stop):
+        parts.append(chosen)
+        lengths += 1 if done is None else ~done
+    text = torch.cat(parts, 1)
+    if not listed:
+        return text
+    first = [0] * len(text) if padding is None else padding.tolist()
+    return [row[start:end] for row, start, end in zip(text, first, lengths.tolist(), strict=True)]
 
 
 @torch.no_grad()
@@ -156,7 +405,7 @@ def greedy_decode(model: nn.Module, source: Tensor, *, start: int, end: int, max
         check_tensor("source", source, "B S", dtypes=(torch.int64,))
     check_count("max_length", max_length)
     produced = []
-    with _evaluation(model):
+    with evaluation(model):
         state = model.encode(source, **options)
         token = torch.full((len(source),), start, device=source.device)
         done = torch.zeros(len(source), dtype=torch.bool, device=source.device)
