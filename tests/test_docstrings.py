@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from helpers import SOURCE, bibliography
+from helpers import ROOT, SOURCE, bibliography
 
 MODULES = sorted(SOURCE.rglob("*.py"))
 SECTIONS = ("Args", "Returns", "Raises", "Attributes", "Cost", "Yields")
@@ -123,3 +123,13 @@ def test_citations_are_in_the_bibliography(path):
     cited = {key for keys in re.findall(r"\{cite(?::\w+)?\}`([^`]+)`", text) for key in re.split(r"\s*,\s*", keys)}
     assert cited <= bibliography()
     assert text.count("{cite") == len(re.findall(r"\{cite(?::\w+)?\}`[^`]+`", text)), "a citation is broken off"
+
+
+def test_the_bibliography_can_be_read_and_each_entry_says_who_and_what():
+    from pybtex.database import parse_file
+
+    entries = parse_file(ROOT / "book" / "references.bib").entries
+    assert set(entries) == bibliography()
+    for key, entry in entries.items():
+        assert entry.persons or "author" in entry.fields, key
+        assert "title" in entry.fields, key

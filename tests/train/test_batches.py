@@ -24,7 +24,9 @@ def test_windows_are_of_the_text_and_their_targets_one_token_on():
     assert set(starts.tolist()) == set(range(45))  # every window can come
 
 
-@pytest.mark.parametrize("batches", [Windows(TEXT, 3, 4, seed=7), Shuffled(TEXT, batch_size=8, seed=7)], ids=repr)
+@pytest.mark.parametrize(
+    "batches", [Windows(TEXT, 3, 4, seed=7), Shuffled(TEXT, batch_size=8, seed=7)], ids=["windows", "shuffled"]
+)
 def test_any_batch_can_be_had_alone(batches):
     first = [part[0] for part in islice(batches, 30)]
     for number in (29, 3, 17, 3):
