@@ -462,7 +462,7 @@ def make_caches(
         batch_size: B.
         max_length: positions.
         like: a tensor of the element type and device wanted.
-        kind: the caches' class, of :mod:`attnbook.cache`.
+        kind: the caches' class, of ``attnbook.cache``.
         options: of that class.
     """
     parts = [block.attention for block in blocks]

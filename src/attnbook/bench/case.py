@@ -46,8 +46,7 @@ class Program:
     """Something to run in a process of its own.
 
     Attributes:
-        maker: "module:function"; the function takes ``length`` and the settings, makes the inputs, and returns a
-            function without arguments that does the work.
+        maker: "module:function", which takes ``length`` and the settings and returns a function that does the work.
         length: the first size; the work is done once with 64 beforehand, to load what is loaded once.
         settings: further arguments, which JSON can hold.
     """

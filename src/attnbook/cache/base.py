@@ -56,7 +56,7 @@ class Cache:
         return self.append(key, value)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Do what :meth:`update` does, the arguments taken to be checked.
+        """Do what ``update`` does, the arguments taken to be checked.
 
         Args:
             key: (B, Hkv, L, D).

@@ -85,7 +85,7 @@ class PagedCache(Cache):
             table += [self._take() for _ in range(wanted - len(table))]
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Do what :meth:`update` does, the arguments taken to be checked; what comes back are copies.
+        """Do what ``update`` does, the arguments taken to be checked; what comes back are copies.
 
         Args:
             key: (B, Hkv, L, D).

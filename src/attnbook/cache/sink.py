@@ -57,7 +57,7 @@ class SinkCache(StaticCache):
         self.first = None  # the sinks' keys as they came, once something is dropped
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Do what :meth:`update` does, the arguments taken to be checked; what comes back are views.
+        """Do what ``update`` does, the arguments taken to be checked; what comes back are views.
 
         Args:
             key: (B, Hkv, L, D).

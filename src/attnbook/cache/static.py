@@ -40,7 +40,7 @@ class StaticCache(Cache):
         self.values = torch.zeros(*shape, self.value_dim, dtype=dtype, device=device)
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Do what :meth:`update` does, the arguments taken to be checked; what comes back are views.
+        """Do what ``update`` does, the arguments taken to be checked; what comes back are views.
 
         Args:
             key: (B, Hkv, L, D).

@@ -102,7 +102,8 @@ def sdpa(call: Call) -> Tensor:
     """
     query, key, value, shape, mask, bias, is_causal, scale, dropout_p = call
     dtype = query.dtype
-    if query.device.type == "cpu" and not multiplies_fast(dtype) and call.wants_gradient:
+    compiling = torch.compiler.is_compiling()  # what a processor can do is no part of a graph
+    if query.device.type == "cpu" and call.wants_gradient and not compiling and not multiplies_fast(dtype):
         query, key, value = query.float(), key.float(), value.float()
     if is_causal and (mask is not None or bias is not None or shape.L != shape.S):
         # PyTorch's own flag aligns the starts; and it does not combine with a mask.

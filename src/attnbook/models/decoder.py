@@ -169,7 +169,7 @@ class Decoder(nn.Module):
         Args:
             batch_size: B.
             max_length: positions; the context length by default.
-            kind: the caches' class, of :mod:`attnbook.cache`.
+            kind: the caches' class, of ``attnbook.cache``.
             options: of that class: ``page_size`` and ``num_pages``, or ``sinks``.
         Raises:
             ValueError: a cache that drops positions, with positions that are added to the embeddings, or with more

@@ -354,7 +354,7 @@ def generate(
         top_k: see :func:`keep_top_k`.
         top_p: see :func:`keep_nucleus`.
         generator: source of randomness.
-        caches: of the model's ``make_cache``, of any kind of :mod:`attnbook.cache`; the prompts continue what they
+        caches: of the model's ``make_cache``, of any kind of ``attnbook.cache``; the prompts continue what they
             hold. By default static ones are made where prompts and new tokens fit.
         stop_tokens: any of these ends its row.
         stop_strings: any of these in the text of a row's new tokens ends it.

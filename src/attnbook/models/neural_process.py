@@ -25,8 +25,7 @@ class NeuralProcessConfig:
         y_dim: numbers that describe a value.
         width: E, of all hidden layers and of what is known of a function.
         depth: hidden layers of each network.
-        path: what the decoder is told of the context besides the latent: "none"; its "mean", the same for all targets;
-            or what each target finds in it by "attention".
+        path: what the decoder is told of the context besides the latent: "none", its "mean", or by "attention".
         latent: draw a vector that stands for the function as a whole.
         recurrent: read the places by an LSTM first, in the order given.
         num_heads: of the attention.

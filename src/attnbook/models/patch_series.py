@@ -49,7 +49,7 @@ class PatchTSTConfig:
 
     @property
     def patches(self) -> int:
-        """Number of patches: ⌊(lookback − patch length) / stride⌋ + 2, one of them of padding in part."""
+        """The number of patches, ⌊(lookback − patch length) / stride⌋ + 2, one of them of padding in part."""
         return (self.lookback - self.patch_length) // self.stride + 2
 
     def num_parameters(self) -> int:

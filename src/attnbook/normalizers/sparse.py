@@ -224,10 +224,10 @@ def entmax(scores: Tensor, alpha: float = 1.5, *, mask: Tensor | None = None, di
     Returns:
         Same shape and dtype; each row sums to 1, or to 0 where it is empty.
     Raises:
-        ValueError: α at most 1, and as for :func:`softmax`.
+        ValueError: α at most 1, and as for :func:`~.smooth.softmax`.
     Cost: O(n) to find the candidates for weight, then O(candidates) a step of Newton's method, which takes at most
-        log₂(n)·(α−1) + 13 steps in float32 (27 in float64), usually 3; for α > 2, 60 halvings of an interval.
-        ``torch.compile`` makes one graph for α = 1.5 and 2, and breaks it for others.
+    log₂(n)·(α−1) + 13 steps in float32 (27 in float64), usually 3; for α > 2, 60 halvings of an interval.
+    ``torch.compile`` makes one graph for α = 1.5 and 2, and breaks it for others.
     Differs from the paper: its algorithm 2 sorts (α = 1.5), its algorithm 1 halves an interval.
     """
     return _entmax(*prepare(scores, mask, dim), alpha, dim)
@@ -245,7 +245,7 @@ def entmax15(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1) -> Te
     Returns:
         Same shape and dtype; each row sums to 1, or to 0 where it is empty.
     Raises:
-        ValueError: as for :func:`softmax`.
+        ValueError: as for :func:`~.smooth.softmax`.
     """
     return entmax(scores, 1.5, mask=mask, dim=dim)
 
@@ -265,7 +265,7 @@ def sparsemax(scores: Tensor, *, mask: Tensor | None = None, dim: int = -1) -> T
     Returns:
         Same shape and dtype; each row sums to 1, or to 0 where it is empty.
     Raises:
-        ValueError: as for :func:`softmax`.
+        ValueError: as for :func:`~.smooth.softmax`.
     """
     return entmax(scores, 2.0, mask=mask, dim=dim)
 

@@ -282,7 +282,7 @@ class RingSelfAttention(MultiHeadAttention):
         nn.Module.__init__(self)
         self.num_heads, self.num_kv_heads, self.head_dim = layer.num_heads, layer.num_kv_heads, layer.head_dim
         self.dropout, self.normalizer, self.backend = layer.dropout, layer.normalizer, layer.backend
-        self.rotary = layer.rotary
+        self.rotary, self.scale = layer.rotary, layer.scale
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj
         self.group, self.order = group, check_choice("order", order, ORDERS)
         self.train(layer.training)
@@ -294,6 +294,7 @@ class RingSelfAttention(MultiHeadAttention):
         value: Tensor | None = None,
         *,
         attn_mask: Tensor | None = None,
+        score_bias: Tensor | None = None,
         is_causal: bool = False,
         cache: Any = None,
         need_weights: bool = False,
@@ -305,6 +306,7 @@ class RingSelfAttention(MultiHeadAttention):
             key: None: self-attention only.
             value: None.
             attn_mask: None.
+            score_bias: None.
             is_causal: let each position see itself and earlier ones of the whole sequence.
             cache: None.
             need_weights: False: the weights are never whole.
@@ -313,7 +315,8 @@ class RingSelfAttention(MultiHeadAttention):
         Raises:
             ValueError: one of the others is given, and as for :func:`ring_attention`.
         """
-        for name, given in (("key", key), ("value", value), ("attn_mask", attn_mask), ("cache", cache)):
+        absent = {"key": key, "value": value, "attn_mask": attn_mask, "score_bias": score_bias, "cache": cache}
+        for name, given in absent.items():
             if given is not None:
                 raise mismatch(name, "None, on a ring", given)
         if need_weights:
@@ -325,7 +328,7 @@ class RingSelfAttention(MultiHeadAttention):
             size = dist.get_world_size(self.group)
             positions = slice_positions(size * q.shape[2], size, dist.get_rank(self.group), self.order).to(q.device)
             q, k = self.rotary(q, positions), self.rotary(k, positions)
-        mixed = ring_attention(q, k, v, group=self.group, order=self.order, is_causal=is_causal)
+        mixed = ring_attention(q, k, v, group=self.group, order=self.order, is_causal=is_causal, scale=self.scale)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # (B, H, L/P, D) → (B, L/P, E)
 
 
