@@ -5,4 +5,4 @@ attnbook.bench.choose`` makes anew the table by which ``backend="auto"`` chooses
 """
 
 # Modules of this package, each with a ``suite()``; in the order of the table.
-SUITES = ("dense", "sparse", "linear", "normalizers", "graph", "state", "gpu")
+SUITES = ("dense", "sparse", "linear", "normalizers", "graph", "state", "decoding", "gpu")
