@@ -82,6 +82,16 @@ def test_a_new_run_replaces_the_lines_of_its_suite_alone(suites, tmp_path):
     assert "0.5" in said[0]
 
 
+def test_some_lines_can_be_measured_alone(suites, tmp_path):
+    path = tmp_path / "bench.json"
+    suites["dense"] = lambda: iter([line(setting="short", goal=1.0), line(setting="long", goal=1.0)])
+    __main__.run_suite("dense", rounds=1, path=path, report=str)
+    suites["dense"] = lambda: iter([line(setting="short", goal=2.0), line(setting="long", goal=2.0)])
+    __main__.run_suite("dense", rounds=1, path=path, report=str, only=["lon", "nothing"])
+    runs = json.loads(path.read_text())["runs"]
+    assert {run["settings"]["setting"]: run["outcome"]["goal"] for run in runs} == {"short": 1.0, "long": 2.0}
+
+
 def test_an_interrupted_run_keeps_what_it_did_not_come_to(suites, tmp_path):
     path = tmp_path / "bench.json"
     suites["dense"] = lambda: iter([line(setting="a"), line(setting="b")])

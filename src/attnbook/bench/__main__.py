@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,13 +58,16 @@ def shown(run: dict[str, Any]) -> str:
     return f"{line}\n  {settings['setting']}"
 
 
-def run_suite(name: str, *, rounds: int, path: Path, report: Callable[[str], None] = print) -> None:
+def run_suite(
+    name: str, *, rounds: int, path: Path, only: Sequence[str] = (), report: Callable[[str], None] = print
+) -> None:
     """Run one suite, and put its lines in the place of those that the file has.
 
     Args:
         name: in ``SUITES``.
         rounds: how often times are taken.
         path: the results file.
+        only: measure the lines whose setting holds one of these texts, and leave the others as they are stored.
         report: told of every line; of a suite or a peer package that is missing, in one.
     """
     if find_spec(f"attnbook.bench.{name}") is None:
@@ -73,6 +76,8 @@ def run_suite(name: str, *, rounds: int, path: Path, report: Callable[[str], Non
     made = []
     try:
         for line in _lines(name):
+            if only and not any(text in line.setting for text in only):
+                continue
             started = time.process_time()
             run = measure(line, rounds=rounds)
             seconds = round(time.process_time() - started, 1)
@@ -83,7 +88,7 @@ def run_suite(name: str, *, rounds: int, path: Path, report: Callable[[str], Non
     except ImportError as error:
         report(f"{name}: a package to compare with is missing ({error}); the rest of this suite is left out")
         return
-    _put(path, name, made, whole=True)
+    _put(path, name, made, whole=not only)
 
 
 def _lines(name: str) -> Iterator[Comparison | MemoryComparison]:
@@ -117,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m attnbook.bench", description=__doc__)
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME")
+    parser.add_argument("--only", nargs="+", default=(), metavar="TEXT", help="lines whose setting holds one of these")
     parser.add_argument("--json", type=Path, default=Path("results/bench.json"), metavar="FILE")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="times are the processor's with 1, the wall's with more")
@@ -124,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     print(HEADER)
     for name in options.suite:
-        run_suite(name, rounds=options.rounds, path=options.json)
+        run_suite(name, rounds=options.rounds, path=options.json, only=options.only)
 
 
 if __name__ == "__main__":
