@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from attnbook.bench import SUITES
+from attnbook.bench import BESIDE_NANOGPT, SUITES
 from attnbook.bench.case import Comparison, MemoryComparison, compare, peak_extra
 from attnbook.provenance import provenance, store, stored
 
@@ -59,7 +59,13 @@ def shown(run: dict[str, Any]) -> str:
 
 
 def run_suite(
-    name: str, *, rounds: int, path: Path, only: Sequence[str] = (), report: Callable[[str], None] = print
+    name: str,
+    *,
+    rounds: int,
+    path: Path,
+    only: Sequence[str] = (),
+    nanogpt: Path | None = None,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Run one suite, and put its lines in the place of those that the file has.
 
@@ -68,6 +74,7 @@ def run_suite(
         rounds: how often times are taken.
         path: the results file.
         only: measure the lines whose setting holds one of these texts, and leave the others as they are stored.
+        nanogpt: where nanoGPT's model.py is, for the suites that compare with it.
         report: told of every line; of a suite or a peer package that is missing, in one.
     """
     if find_spec(f"attnbook.bench.{name}") is None:
@@ -75,7 +82,7 @@ def run_suite(
         return
     made = []
     try:
-        for line in _lines(name):
+        for line in _lines(name, nanogpt):
             if only and not any(text in line.setting for text in only):
                 continue
             started = time.process_time()
@@ -91,8 +98,9 @@ def run_suite(
     _put(path, name, made, whole=not only)
 
 
-def _lines(name: str) -> Iterator[Comparison | MemoryComparison]:
-    yield from import_module(f"attnbook.bench.{name}").suite()
+def _lines(name: str, nanogpt: Path | None) -> Iterator[Comparison | MemoryComparison]:
+    suite = import_module(f"attnbook.bench.{name}").suite
+    yield from suite(nanogpt) if name in BESIDE_NANOGPT else suite()
 
 
 def _vector_unit() -> dict[str, str]:
@@ -124,13 +132,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--suite", nargs="+", choices=SUITES, default=list(SUITES), metavar="NAME")
     parser.add_argument("--only", nargs="+", default=(), metavar="TEXT", help="lines whose setting holds one of these")
     parser.add_argument("--json", type=Path, default=Path("results/bench.json"), metavar="FILE")
+    parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="nanoGPT's model.py, or the folder that holds it")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="times are the processor's with 1, the wall's with more")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     print(HEADER)
     for name in options.suite:
-        run_suite(name, rounds=options.rounds, path=options.json, only=options.only)
+        run_suite(name, rounds=options.rounds, path=options.json, only=options.only, nanogpt=options.nanogpt)
 
 
 if __name__ == "__main__":

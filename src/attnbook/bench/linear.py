@@ -11,6 +11,8 @@ from torch import Tensor
 from attnbook.bench.case import Comparison
 from attnbook.mechanisms import linear_attention
 
+LENGTH = 2048
+
 
 def running_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute causal linear attention from the running sums of φ(k) vᵀ at every position, (B, H, L, D, Dv) of them.
@@ -30,9 +32,9 @@ def running_sums(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def suite() -> Iterator[Comparison]:
     """Yield the comparisons of causal linear attention, chunked."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v, grad = (torch.randn(1, 8, 2048, 64, generator=generator) for _ in range(4))
+    q, k, v, grad = (torch.randn(1, 8, LENGTH, 64, generator=generator) for _ in range(4))
     q, k, v = (x.requires_grad_() for x in (q, k, v))
-    setting = "(1, 8, 2048, 64) fp32, causal"
+    setting = f"(1, 8, {LENGTH}, 64) float32, causal"
 
     def forward(function: Callable[..., Tensor], **options: Any) -> Callable[[], Any]:
         return torch.no_grad()(lambda: function(q, k, v, **options))
