@@ -561,7 +561,9 @@ def test_the_table_has_every_setting_of_its_grid():
         rows = [{key: row[key] for key in ("dtype", "gradient", "mask", "L", "S")} for row in part["rows"]]
         assert rows == list(choose.settings())
         for row in part["rows"]:
-            assert row["ms"][row["take"]] <= 1.05 * min(row["ms"].values())
+            times = row["ms"].values()  # by the number of threads
+            worst = {name: max(each[name] / min(each.values()) for each in times) for name in row["ms"]["1"]}
+            assert worst[row["take"]] <= 1.05 * min(worst.values())
 
 
 def test_cudnn_comes_first_in_half_precision_from_hopper_on():

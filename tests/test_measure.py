@@ -31,12 +31,20 @@ class Clock:
 calls: list[float] = []
 
 
-def test_functions_are_timed_in_turns_after_one_untimed_call():
+def test_functions_are_timed_in_turns_and_short_ones_called_once_more_before():
     clock = Clock()
     calls.clear()
     times = measure.interleaved({"a": clock.spend(1.0), "b": clock.spend(3.0)}, rounds=3, clock=clock)
     assert times == {"a": [1, 1, 1], "b": [3, 3, 3]}
-    assert calls == [1, 3] * 4
+    assert calls == [1, 3, *(1, 1, 3, 3), *(3, 3, 1, 1), *(1, 1, 3, 3)]
+
+
+def test_long_functions_are_not_called_once_more(monkeypatch):
+    monkeypatch.setattr(measure, "SHORT", 0.0)
+    clock = Clock()
+    calls.clear()
+    measure.interleaved({"a": clock.spend(1.0), "b": clock.spend(3.0)}, rounds=2, clock=clock)
+    assert calls == [1, 3, *(1, 3), *(3, 1)]
 
 
 def test_ratio_is_of_rounds_not_of_medians():

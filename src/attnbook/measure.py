@@ -16,6 +16,8 @@ from attnbook.train.throughput import matmul_rate as matmul_rate
 from attnbook.train.throughput import mfu as mfu
 from attnbook.train.throughput import training_flops as training_flops
 
+SHORT = 0.05  # seconds
+
 
 class Ratio(NamedTuple):
     """How long one thing takes relative to another.
@@ -36,6 +38,9 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Time several functions in turns, so that whatever disturbs the machine disturbs them alike.
 
+    Every other round goes backwards. A function that takes less than 50 ms is called once, untimed, right before each
+    of its turns: otherwise it pays for the caches and the memory that the one before it left behind.
+
     Args:
         functions: what to time, by name; each is called once beforehand, untimed.
         rounds: how often each is timed.
@@ -48,11 +53,17 @@ def interleaved(
     check_count("rounds", rounds)
     if not functions:
         raise mismatch("functions", "at least one", "none")
-    for function in functions.values():
+    short = set()
+    for name, function in functions.items():
+        started = time.perf_counter()
         function()
+        if time.perf_counter() - started < SHORT:
+            short.add(name)
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
+    for turn in range(rounds):
+        for name, function in list(functions.items())[:: -1 if turn % 2 else 1]:
+            if name in short:
+                function()
             started = clock()
             function()
             times[name].append(clock() - started)

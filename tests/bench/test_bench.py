@@ -139,11 +139,20 @@ def test_the_registry_names_the_suites():
 
 def test_a_row_of_the_table_names_the_quickest_unless_the_kernel_is_about_as_quick(monkeypatch):
     setting = {"dtype": "float32", "gradient": True, "mask": "tensor", "L": 8, "S": 8}
-    assert set(choose.row(setting, rounds=1)["ms"]) == {"sdpa", "tiled", "stored", "reference"}
+    for times in choose.row(setting, rounds=1)["ms"].values():
+        assert set(times) == {"sdpa", "tiled", "stored", "reference"}
     for quickest, take in ((0.98, "sdpa"), (0.9, "stored")):
         times = {"sdpa": [1.0], "stored": [quickest]}
         monkeypatch.setattr(choose, "interleaved", lambda calls, times=times, **rest: times)
         assert choose.row(setting, rounds=1)["take"] == take
+
+
+def test_what_is_taken_does_well_on_one_thread_and_on_all(monkeypatch):
+    measured = {1: {"sdpa": 10.0, "stored": 8.0, "tiled": 9.0}, 2: {"sdpa": 8.0, "stored": 9.6, "tiled": 7.0}}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(choose, "times_of", lambda setting, threads, rounds: measured[threads])
+    found = choose.row({"L": 1}, rounds=1)
+    assert found == {"L": 1, "take": "tiled", "ms": {"1": measured[1], "2": measured[2]}}
 
 
 def test_the_tool_replaces_this_processors_part(monkeypatch, tmp_path):

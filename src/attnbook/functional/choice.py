@@ -2,7 +2,7 @@
 
 The table is ``backends.json`` beside this file, made by ``python -m attnbook.bench.choose``. It has a part for each
 kind of processor that was measured, and in it a row for each combination of element type, gradient, mask and lengths:
-the candidates' times, and which of them to take. Candidates are those that need no compiling.
+the candidates' times on one thread and on all, and which of them to take. Candidates are those that need no compiling.
 """
 
 from __future__ import annotations
