@@ -8,7 +8,7 @@ keys up to some position leave behind is the *state* Σⱼ φ(kⱼ) [vⱼ 1]ᵀ,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from attnbook.shapes import check_choice, check_count, mismatch
 
 FORMS = ("parallel", "chunked", "recurrent")
+TOGETHER = 32  # chunks worked on at once, counted over the heads of a batch
 
 
 class FeatureMap(NamedTuple):
@@ -189,7 +190,8 @@ def _recurrent(q: Tensor, k: Tensor, v: Tensor, state: Tensor, normalize: bool) 
 class _Chunked(torch.autograd.Function):
     """The causal form with L = S: inside a chunk all pairs, from chunk to chunk the state.
 
-    A chunk is small enough to stay in the processor's cache through all that is done with it, the feature map too.
+    A few chunks are worked on at once, N · n of them: enough to keep several threads busy, few enough to stay in the
+    processor's cache through all that is done with them, the feature map too. Only the states go from one to the next.
     """
 
     @staticmethod
@@ -197,23 +199,24 @@ class _Chunked(torch.autograd.Function):
         N, L, _ = q.shape
         width, out = v.shape[2], v.new_empty(v.shape)
         divisor = q.new_empty(N, L, 1) if normalize else None
-        chunks = range(0, L, size)
-        keep = any(ctx.needs_input_grad)
-        states = q.new_empty(len(chunks) if keep else 0, *state.shape)  # before each chunk
-        state, ones = state.clone(), q.new_ones(N, min(size, L), state.shape[2])
-        for number, start in enumerate(chunks):
-            rows = slice(start, start + size)
-            qc, kc, vc = _chunk(q, rows, feature_map), _chunk(k, rows, feature_map), _filled(ones, v[:, rows])
-            if keep:
-                states[number] = state
-            sums = torch.bmm(torch.bmm(qc, kc.mT).tril_(), vc).baddbmm_(qc, state)
-            state.baddbmm_(kc.mT, vc)
+        state, keep, kept = state.clone(), any(ctx.needs_input_grad), []
+        for rows, n in _runs(N, L, size):
+            qc, kc, vc = _chunks(q, k, v, rows, n, feature_map, normalize)
+            steps = torch.bmm(kc.mT, vc).view(N, n, *state.shape[1:])
+            before = torch.empty_like(steps)  # the state before each chunk
+            for j in range(n):
+                before[:, j] = state
+                state += steps[:, j]
+            before = before.flatten(0, 1)
+            sums = torch.bmm(torch.bmm(qc, kc.mT).tril_(), vc).baddbmm_(qc, before).view(N, -1, state.shape[2])
             if normalize:
                 divisor[:, rows] = _divisor(sums[..., width:])
                 torch.div(sums[..., :width], divisor[:, rows], out=out[:, rows])
             else:
                 out[:, rows] = sums
-        ctx.save_for_backward(q, k, v, states, out if normalize else None, divisor)
+            if keep:
+                kept.append(before)
+        ctx.save_for_backward(q, k, v, out if normalize else None, divisor, *kept)
         ctx.feature_map, ctx.size, ctx.normalize = feature_map, size, normalize
         return out, state
 
@@ -223,43 +226,61 @@ class _Chunked(torch.autograd.Function):
         # With W = tril(Q Kᵀ) in a chunk, T the state before it, G the gradient of the sums W V + Q T, and R that of the
         # state after it:   dW = tril(G Vᵀ)   dQ = dW K + G Tᵀ   dK = dWᵀ Q + V Rᵀ   dV = Wᵀ G + K R
         # and the gradient of the state before it is R + Qᵀ G.
-        q, k, v, states, out, divisor = ctx.saved_tensors
+        q, k, v, out, divisor, *kept = ctx.saved_tensors
         N, L, _ = q.shape
-        width, size, feature_map = v.shape[2], ctx.size, ctx.feature_map
+        width, feature_map = v.shape[2], ctx.feature_map
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         R = grad_state.clone()
-        ones, sums = (q.new_ones(N, min(size, L), R.shape[2]) for _ in range(2))
-        for number in reversed(range(len(states))):
-            rows = slice(number * size, (number + 1) * size)
-            qc, kc, vc = _chunk(q, rows, feature_map), _chunk(k, rows, feature_map), _filled(ones, v[:, rows])
+        for (rows, n), before in zip(reversed(list(_runs(N, L, ctx.size))), reversed(kept), strict=True):
+            qc, kc, vc = _chunks(q, k, v, rows, n, feature_map, ctx.normalize)
             G = grad[:, rows]
             if ctx.normalize:  # output = numerator / divisor, and a larger divisor shrinks it
                 back = G / divisor[:, rows]
-                G = _filled(sums, back)
-                G[..., width] = -(back * out[:, rows]).sum(-1)
+                G = torch.cat([back, -(back * out[:, rows]).sum(-1, keepdim=True)], -1)
+            G = _cut(G, n)
+            steps = torch.bmm(qc.mT, G).view(N, n, *R.shape[1:])
+            after = torch.empty_like(steps)  # the gradient of the state after each chunk
+            for j in reversed(range(n)):
+                after[:, j] = R
+                R += steps[:, j]
+            after = after.flatten(0, 1)
             W = torch.bmm(qc, kc.mT).tril_()
             dW = torch.bmm(G, vc.mT).tril_()
-            _through(torch.bmm(dW, kc).baddbmm_(G, states[number].mT), qc, feature_map, dq[:, rows])
-            _through(torch.bmm(dW.mT, qc).baddbmm_(vc, R.mT), kc, feature_map, dk[:, rows])
-            dv[:, rows] = torch.bmm(W.mT, G[..., :width]).baddbmm_(kc, R[..., :width])
-            R.baddbmm_(qc.mT, G)
+            _through(torch.bmm(dW, kc).baddbmm_(G, before.mT), qc, feature_map, dq[:, rows])
+            _through(torch.bmm(dW.mT, qc).baddbmm_(vc, after.mT), kc, feature_map, dk[:, rows])
+            dv[:, rows] = torch.bmm(W.mT, G[..., :width]).baddbmm_(kc, after[..., :width]).view(N, -1, width)
         return dq, dk, dv, R, None, None, None
 
 
-def _chunk(x: Tensor, rows: slice, feature_map: FeatureMap | None) -> Tensor:
-    return x[:, rows] if feature_map is None else feature_map.value(x[:, rows])
+def _runs(N: int, L: int, size: int) -> Iterator[tuple[slice, int]]:
+    """Yield rows, and how many chunks of one size they are; what does not fill a chunk comes last, alone."""
+    whole, most = L // size, max(1, TOGETHER // N)
+    for first in range(0, whole, most):
+        n = min(most, whole - first)
+        yield slice(first * size, (first + n) * size), n
+    if L % size:
+        yield slice(whole * size, L), 1
+
+
+def _cut(x: Tensor, n: int) -> Tensor:
+    """(N, n·C, X) → (N·n, C, X)."""
+    return x.reshape(x.shape[0] * n, -1, x.shape[2])
+
+
+def _chunks(
+    q: Tensor, k: Tensor, v: Tensor, rows: slice, n: int, feature_map: FeatureMap | None, normalize: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return n chunks of each, (N·n, C, …): features of queries and keys, values with the ones behind them."""
+    q, k, v = q[:, rows], k[:, rows], _with_ones(v[:, rows], normalize)
+    if feature_map is not None:
+        q, k = feature_map.value(q), feature_map.value(k)
+    return _cut(q, n), _cut(k, n), _cut(v, n)
 
 
 def _through(grad: Tensor, y: Tensor, feature_map: FeatureMap | None, out: Tensor) -> None:
-    """Turn the gradient of y = φ(x) into that of x."""
+    """Turn the gradient of chunks y = φ(x) into that of x, (N, n·C, F)."""
+    grad = grad.view(out.shape)
     if feature_map is None:
         out.copy_(grad)
     else:
-        torch.mul(grad, feature_map.slope(y), out=out)
-
-
-def _filled(ones: Tensor, v: Tensor) -> Tensor:
-    """[v 1] in the storage of ``ones``, (N, C, E)."""
-    part = ones[:, : v.shape[1]]
-    part[..., : v.shape[2]] = v
-    return part
+        torch.mul(grad, feature_map.slope(y).view(out.shape), out=out)
