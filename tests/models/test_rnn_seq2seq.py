@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnbook.models import RNNSeq2Seq, greedy_decode
+from attnbook.models import RNNSeq2Seq, count, greedy_decode
 from attnbook.models.rnn_seq2seq import SCORES
 from attnbook.train import sequence_loss
-from helpers import complains, tokens
+from helpers import complains, count_parameters, tokens
 
 WITH_ATTENTION = tuple(score for score in SCORES if score != "none")
 
@@ -24,6 +24,17 @@ def padded(lengths=(6, 3, 1), high=9):
 @pytest.fixture(params=SCORES)
 def model(request):
     return RNNSeq2Seq(9, 7, 8, score=request.param).double().eval()
+
+
+def test_the_formula_counts_the_parameters(model):
+    def gru(inputs, width):
+        return 3 * (count.linear(inputs, width) + count.linear(width, width))
+
+    W, early = 8, model.score_name in ("none", "additive")
+    both = (9 + 7) * W + 2 * gru(W, W // 2) + gru(2 * W if early else W, W)
+    maps = count.linear(W // 2, W) + count.linear(2 * W, W) + count.linear(W, 7)
+    score = {"additive": 2 * W * W + W, "concat": 2 * W * W + W, "general": W * W}.get(model.score_name, 0)
+    assert count_parameters(model) == both + maps + score
 
 
 def test_decode_step_agrees_with_forward(model):

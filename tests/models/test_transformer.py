@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from attnbook.layers import MultiHeadAttention
-from attnbook.models import Transformer, greedy_decode
+from attnbook.models import Transformer, count, greedy_decode
 from attnbook.models.transformer import POSITIONS
 from attnbook.positions import sinusoidal
 from attnbook.train import sequence_loss
-from helpers import complains, tokens
+from helpers import complains, count_parameters, tokens
 
 
 def padded(lengths=(6, 3, 1), high=9):
@@ -28,6 +28,15 @@ def padded(lengths=(6, 3, 1), high=9):
 def model(request):
     position, norm_first = request.param
     return Transformer(9, 7, 8, 2, 2, max_length=12, position=position, norm_first=norm_first).double().eval()
+
+
+@pytest.mark.parametrize(("norm_first", "norms"), [(True, 2), (False, 0)])
+def test_the_formula_counts_the_parameters(norm_first, norms):
+    model = Transformer(9, 7, 8, 3, 2, hidden=20, norm_first=norm_first)
+    encoder = count.block(8, 20)
+    decoder = encoder + count.attention(8, 2) + 16  # a second attention and its norm
+    embeddings, output = (9 + 7) * 8, count.linear(8, 7)
+    assert count_parameters(model) == embeddings + 3 * (encoder + decoder) + norms * 16 + output
 
 
 def test_decode_step_agrees_with_forward(model):
