@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from attnbook.shapes import check_choice, check_count, mismatch
 
 FORMS = ("parallel", "chunked", "recurrent")
-TOGETHER = 32  # chunks worked on at once, counted over the heads of a batch
+TOGETHER = 4  # chunks of a sequence worked on at once, where there are few sequences
 
 
 class FeatureMap(NamedTuple):
@@ -254,7 +254,7 @@ class _Chunked(torch.autograd.Function):
 
 def _runs(N: int, L: int, size: int) -> Iterator[tuple[slice, int]]:
     """Yield rows, and how many chunks of one size they are; what does not fill a chunk comes last, alone."""
-    whole, most = L // size, max(1, TOGETHER // N)
+    whole, most = L // size, max(1, min(TOGETHER, 32 // N))
     for first in range(0, whole, most):
         n = min(most, whole - first)
         yield slice(first * size, (first + n) * size), n
