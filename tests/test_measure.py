@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -45,6 +47,19 @@ def test_long_functions_are_not_called_once_more(monkeypatch):
     calls.clear()
     measure.interleaved({"a": clock.spend(1.0), "b": clock.spend(3.0)}, rounds=2, clock=clock)
     assert calls == [1, 3, *(1, 3), *(3, 1)]
+
+
+def test_a_function_that_is_slow_only_at_first_is_called_once_more_from_its_second_turn_on(monkeypatch):
+    monkeypatch.setattr(measure, "SHORT", 0.05)
+    counted = []
+
+    def loads():
+        counted.append(1)
+        if len(counted) == 1:
+            time.sleep(0.06)
+
+    measure.interleaved({"a": loads}, rounds=3)
+    assert len(counted) == 1 + 1 + 2 + 2
 
 
 def test_ratio_is_of_rounds_not_of_medians():

@@ -53,20 +53,20 @@ def interleaved(
     check_count("rounds", rounds)
     if not functions:
         raise mismatch("functions", "at least one", "none")
-    short = set()
+    lasted = {}  # the latest call of each, by the wall's clock: a first one may load or compile something
     for name, function in functions.items():
-        started = time.perf_counter()
+        began = time.perf_counter()
         function()
-        if time.perf_counter() - started < SHORT:
-            short.add(name)
+        lasted[name] = time.perf_counter() - began
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(rounds):
         for name, function in list(functions.items())[:: -1 if turn % 2 else 1]:
-            if name in short:
+            if lasted[name] < SHORT:
                 function()
-            started = clock()
+            began, started = time.perf_counter(), clock()
             function()
             times[name].append(clock() - started)
+            lasted[name] = time.perf_counter() - began
     return times
 
 
