@@ -18,7 +18,8 @@ from torch.autograd.function import once_differentiable
 from attnbook.shapes import check_choice, check_count, mismatch
 
 FORMS = ("parallel", "chunked", "recurrent")
-TOGETHER = 4  # chunks of a sequence worked on at once, where there are few sequences
+TOGETHER = 4  # chunks of a sequence worked on at once; more hold more memory
+MOST_TOGETHER = 32  # of all sequences; more leave the cache
 
 
 class FeatureMap(NamedTuple):
@@ -254,7 +255,7 @@ class _Chunked(torch.autograd.Function):
 
 def _runs(N: int, L: int, size: int) -> Iterator[tuple[slice, int]]:
     """Yield rows, and how many chunks of one size they are; what does not fill a chunk comes last, alone."""
-    whole, most = L // size, max(1, min(TOGETHER, 32 // N))
+    whole, most = L // size, max(1, min(TOGETHER, MOST_TOGETHER // N))
     for first in range(0, whole, most):
         n = min(most, whole - first)
         yield slice(first * size, (first + n) * size), n
